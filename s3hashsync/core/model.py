@@ -1,0 +1,161 @@
+"""The nouns of the program: entries on disk, records of the index, locations of contents.
+
+Decides what each of them holds. Knows neither where they come from nor how they are stored or printed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType, TypeAlias
+
+ContentHash = NewType("ContentHash", bytes)
+"""32 bytes: the identity of a content (SHA-256 of its bytes; a keyed hash once encryption is on)."""
+
+Sha256 = NewType("Sha256", bytes)
+"""32 bytes: the plain SHA-256 of a content."""
+
+Rev = NewType("Rev", bytes)
+"""12 random bytes, fresh on every write of an item: whoever finds its own rev knows that its write succeeded."""
+
+StoredName = NewType("StoredName", str)
+"""What `file_names` holds: `<source>/<relative path>` in the encoding of `codec.names`."""
+
+
+class Kind(Enum):
+    """What the scan finds at one path. The value is what formats store."""
+
+    FILE = "file"
+    DIRECTORY = "dir"
+    SYMLINK = "symlink"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    CHARACTER_DEVICE = "chardev"
+    BLOCK_DEVICE = "blockdev"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a source with all its metadata.
+
+    `path` is relative to the source's root, bytes, without leading or trailing slash; b"" is the root itself.
+    Times are nanoseconds since 1970 (negative before); `mode` is the twelve permission bits. Two FILE entries with
+    `links` > 1 and the same (device, inode) are hard links of each other. `size` is 0 for what is not a FILE.
+    """
+
+    path: bytes
+    kind: Kind
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+    mode: int
+    uid: int
+    gid: int
+    links: int = 1
+    rdev: int = 0
+    target: bytes | None = None
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    sparse: bool = False
+
+
+class RecordState(Enum):
+    """The states of a record (section 5 of the design). The value is what the index stores."""
+
+    LIVE = "live"
+    TRASH = "trash"
+    PURGING = "purging"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAt:
+    """A content that has an object of its own: `objects/<hash>`, in exactly this version."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackAt:
+    """A content inside a pack: the frame that holds it, and its place in the decompressed frame (bytes)."""
+
+    pack: str
+    version: str
+    frame_offset: int
+    frame_length: int
+    offset: int
+
+
+Location: TypeAlias = ObjectAt | PackAt
+
+ENCODING_ZSTD = "zstd"
+"""One zstd frame with content checksum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The index item of one hash.
+
+    A GONE record is a tombstone: hash, state and rev, nothing else counts. `names` are the names in the record itself;
+    further names lie in overflow items: `buckets` are the hexadecimal prefixes of those that count, `spill` is the prefix
+    length that new overflow names use (0: none yet). Sizes in bytes, `expiration` and `stored_at` in epoch seconds;
+    `checksum` is `<algorithm>:<base64>` over the stored bytes, as the object store verified it.
+    """
+
+    hash: ContentHash
+    state: RecordState
+    rev: Rev
+    names: frozenset[StoredName] = frozenset()
+    expiration: int = 0
+    size: int = 0
+    stored: int = 0
+    stored_at: int = 0
+    storage_class: str = ""
+    checksum: str = ""
+    encoding: str = ENCODING_ZSTD
+    location: Location | None = None
+    spill: int = 0
+    buckets: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> str:
+        return self.hash.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """Names of one hash that no longer fit into its record. Holds names only: no state, no location."""
+
+    hash: ContentHash
+    prefix: str
+    rev: Rev
+    names: frozenset[StoredName] = frozenset()
+
+    @property
+    def key(self) -> str:
+        return overflow_key(self.hash, self.prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An item that is no record: `repository`, `source:<name>`, later `pack:<id>`. Fields are plain strings."""
+
+    key: str
+    rev: Rev
+    fields: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str, default: str = "") -> str:
+        return next((value for key, value in self.fields if key == name), default)
+
+
+Item: TypeAlias = Record | Overflow | Control
+
+
+def overflow_key(hash_: ContentHash, prefix: str) -> str:
+    return f"{hash_.hex()}#{prefix}"
+
+
+def object_stem(hash_: ContentHash) -> str:
+    """The object's key in the store, before a store without versions adds its suffix."""
+    return f"objects/{hash_.hex()}"
