@@ -94,6 +94,21 @@ ENCODING_ZSTD = "zstd"
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """Everything that is needed to fetch a content and to check it. Sizes in bytes, `stored_at` in epoch seconds;
+    `checksum` is `<algorithm>:<base64>` over the stored bytes, as the object store verified it."""
+
+    hash: ContentHash
+    size: int
+    stored: int
+    stored_at: int
+    storage_class: str
+    checksum: str
+    encoding: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The index item of one hash.
 
@@ -121,6 +136,22 @@ class Record:
     @property
     def key(self) -> str:
         return self.hash.hex()
+
+    @property
+    def content(self) -> Content:
+        """Where the bytes are; only a record with a location has it."""
+        if self.location is None:
+            raise ValueError(f"record {self.key} has no location")
+        return Content(
+            self.hash,
+            self.size,
+            self.stored,
+            self.stored_at,
+            self.storage_class,
+            self.checksum,
+            self.encoding,
+            self.location,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,10 @@ class ObjectStore(ObjectReader, Protocol):
     def versioned(self) -> bool:
         """Whether the store keeps versions itself and knows delete markers."""
 
+    @property
+    def single_put_limit(self) -> int:
+        """Contents above this size, in bytes, go by `begin`."""
+
     def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
         """O1 Atomic: the version is whole or absent. O2 Readable as soon as put has returned. O3 Verified by the store with a
         checksum. A second put with the same attempt id never changes what the first one stored: on a store without versions it

@@ -1,0 +1,92 @@
+"""The stored encoding of a content: one zstd frame with content checksum and, where it is known, the content's size.
+
+Decides level and frame parameters. Bytes in, bytes out: knows neither files nor stores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+import zstandard
+
+from s3hashsync.errors import Corrupt
+
+LEVEL = 3
+FASTEST = 1
+_SAMPLE = 128 * 1024
+_INCOMPRESSIBLE = 0.98
+_CHUNK = 1 << 20
+
+# Contexts cost 100 us to make and are not thread-safe: one set a thread.
+_contexts = threading.local()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    name = f"level{level}"
+    found: zstandard.ZstdCompressor | None = getattr(_contexts, name, None)
+    if found is None:
+        found = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        setattr(_contexts, name, found)
+    return found
+
+
+def level_for(sample: bytes) -> int:
+    """Incompressible content gets the fastest level; a quick try on its beginning tells (zstd itself then stores raw blocks)."""
+    if len(sample) < 4096:
+        return LEVEL
+    head = sample[:_SAMPLE]
+    return FASTEST if len(_compressor(FASTEST).compress(head)) > len(head) * _INCOMPRESSIBLE else LEVEL
+
+
+def encode(content: bytes) -> bytes:
+    """The whole content as one frame."""
+    return _compressor(level_for(content)).compress(content)
+
+
+def encode_stream(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """One frame from a content of `size` bytes that arrives in chunks; the same bytes for the same content, so that an upload in
+    parts can be resumed. Raises `Corrupt` when the chunks do not add up to `size`."""
+    iterator = iter(chunks)
+    first = next(iterator, b"")
+    # A context of its own: the cached ones must not be left in the middle of a frame when a reader gives up.
+    compressor = zstandard.ZstdCompressor(level=level_for(first), write_checksum=True).compressobj(size=size)
+    try:
+        if encoded := compressor.compress(first):
+            yield encoded
+        for chunk in iterator:
+            if encoded := compressor.compress(chunk):
+                yield encoded
+        yield compressor.flush()
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"the content is not the {size} bytes it was announced as ({error})") from None
+
+
+def decode_stream(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """The content of one frame. Raises `Corrupt` for damaged, cut or trailing bytes, and for more than `limit` bytes of content
+    (a bomb stops there)."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=_CHUNK)
+    produced = 0
+    try:
+        for chunk in chunks:
+            if decompressor.eof:
+                raise Corrupt("there are bytes behind the end of the zstd frame")
+            # Small input steps bound what one step can expand to.
+            for start in range(0, len(chunk), 1 << 16):
+                content = decompressor.decompress(chunk[start : start + (1 << 16)])
+                produced += len(content)
+                if produced > limit:
+                    raise Corrupt(f"the content is longer than the {limit} bytes that are recorded for it")
+                if content:
+                    yield content
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"not an intact zstd frame ({error})") from None
+    if not decompressor.eof:
+        raise Corrupt("the zstd frame is cut off")
+    if decompressor.unused_data:
+        raise Corrupt("there are bytes behind the end of the zstd frame")
+
+
+def decode(encoded: bytes, limit: int) -> bytes:
+    """As `decode_stream`, whole."""
+    return b"".join(decode_stream((encoded,), limit))

@@ -1,0 +1,212 @@
+"""What a plan in the making has found: changes and their joins by hash, in a temporary SQLite database.
+
+Decides the order of steps (by source, then all paths of one content together, in the order of their first path) and which gone
+path pairs with which new one as a move. Memory stays flat: SQLite spills to a temporary file that nobody else can open.
+"""
+
+from __future__ import annotations
+
+import marshal
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from s3hashsync.codec.location import decode_location, encode_location
+from s3hashsync.core.compile import Before, Change, Known, Verdict
+from s3hashsync.core.model import ContentHash, Entry, Kind, RecordState, Sha256
+
+_SCHEMA = """
+CREATE TABLE changes (
+    n INTEGER PRIMARY KEY, source INTEGER NOT NULL, path BLOB NOT NULL, verdict TEXT NOT NULL, entry BLOB, is_file INTEGER NOT NULL,
+    hash BLOB, sha256 BLOB, before_kind TEXT, before_size INTEGER, before_hashes BLOB, rule TEXT NOT NULL, needs_hash INTEGER NOT NULL
+);
+CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID;
+CREATE TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
+"""
+
+_PAIR = """
+INSERT INTO moves
+SELECT gone.n, new.n FROM
+  (SELECT n, source, before_hashes AS hash, row_number() OVER (PARTITION BY source, before_hashes ORDER BY n) AS rank
+   FROM changes WHERE verdict = 'gone' AND before_kind = 'file' AND length(before_hashes) = 32) AS gone
+JOIN
+  (SELECT n, source, hash, row_number() OVER (PARTITION BY source, hash ORDER BY n) AS rank
+   FROM changes WHERE verdict = 'new' AND hash IS NOT NULL) AS new
+ON gone.source = new.source AND gone.hash = new.hash AND gone.rank = new.rank
+JOIN known ON known.hash = new.hash AND known.state = 'live'
+"""
+
+_READ = """
+SELECT c.source, c.path, c.verdict, c.entry, c.hash, c.sha256, c.before_kind, c.before_size, c.before_hashes, c.rule,
+       k.state, k.location, o.first = c.n AND o.brings, origin.path, left.gone IS NOT NULL
+FROM ordered AS o JOIN changes AS c ON c.n = o.n
+LEFT JOIN known AS k ON k.hash = c.hash
+LEFT JOIN moves AS came ON came.new = c.n LEFT JOIN changes AS origin ON origin.n = came.gone
+LEFT JOIN moves AS left ON left.gone = c.n
+ORDER BY o.rowid
+"""
+
+_ORDER = """
+CREATE TABLE ordered AS
+SELECT n, first, brings FROM (
+  SELECT n, source, hash IS NOT NULL AND verdict != 'metadata' AS brings,
+         CASE WHEN hash IS NOT NULL AND verdict != 'metadata'
+              THEN min(n) OVER (PARTITION BY hash, verdict = 'metadata') ELSE n END AS first,
+         CASE WHEN hash IS NOT NULL AND verdict != 'metadata'
+              THEN min(n) OVER (PARTITION BY source, hash, verdict = 'metadata') ELSE n END AS place
+  FROM changes)
+ORDER BY source, place, n
+"""
+
+_TO_HASH = """
+SELECT n, entry, CASE WHEN length(before_hashes) = 32 AND before_kind = 'file' THEN before_hashes END
+FROM changes WHERE n > ? AND needs_hash = 1 AND source = ? ORDER BY n LIMIT 1000
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ToHash:
+    """A file that has to be read before its change is known; `before` is the clean hash of its row."""
+
+    n: int
+    entry: Entry
+    before: ContentHash | None
+
+
+class Scratch:
+    """Filled by the gathering, then read again and again by the plan. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.executescript(_SCHEMA)
+        self._db.execute("PRAGMA cache_size=-32000")
+        self._sources: list[str] = []
+        self._next = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    def begin_source(self, name: str) -> None:
+        self._sources.append(name)
+
+    def add(self, changes: Iterable[tuple[Change, bool]]) -> None:
+        """Changes of the source begun last, each with whether its content still has to be hashed."""
+        rows = []
+        for change, needs_hash in changes:
+            before = change.before
+            rows.append(
+                (
+                    self._next,
+                    len(self._sources) - 1,
+                    change.path,
+                    change.verdict.value,
+                    _pack(change.entry) if change.entry else None,
+                    int(change.entry is not None and change.entry.kind is Kind.FILE),
+                    change.hash,
+                    change.sha256,
+                    before.kind.value if before else None,
+                    before.size if before else None,
+                    b"".join(before.hashes) if before else None,
+                    change.rule,
+                    int(needs_hash),
+                )
+            )
+            self._next += 1
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+
+    def to_hash(self) -> Iterator[ToHash]:
+        """The files of the source begun last whose content has to be read, in the order of the walk."""
+        last = -1
+        while page := self._db.execute(_TO_HASH, (last, len(self._sources) - 1)).fetchall():
+            last = page[-1][0]
+            for n, entry, before in page:
+                yield ToHash(n, _unpack(entry), before)
+
+    def set_hashes(self, found: Iterable[tuple[int, ContentHash, Sha256]]) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "UPDATE changes SET hash = ?, sha256 = ?, needs_hash = 0 WHERE n = ?", [(h, s, n) for n, h, s in found]
+        )
+        self._db.execute("COMMIT")
+
+    def set_verdicts(self, changed: Iterable[tuple[int, Verdict]]) -> None:
+        self._db.executemany("UPDATE changes SET verdict = ? WHERE n = ?", [(v.value, n) for n, v in changed])
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        self._db.executemany("DELETE FROM changes WHERE n = ?", [(n,) for n in numbers])
+
+    def hashes(self) -> Iterator[list[ContentHash]]:
+        """Every content that a change brings, in batches, each once."""
+        cursor = self._db.execute("SELECT DISTINCT hash FROM changes WHERE hash IS NOT NULL AND verdict != 'metadata'")
+        while batch := cursor.fetchmany(2000):
+            yield [ContentHash(row[0]) for row in batch]
+
+    def set_known(self, known: Mapping[ContentHash, Known]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO known VALUES (?, ?, ?)",
+            [(h, k.state.value, encode_location(k.location) if k.location else None) for h, k in known.items()],
+        )
+
+    def join(self) -> None:
+        """Pair moves and fix the order: once, when everything has been added."""
+        self._db.executescript(_PAIR + ";" + _ORDER)
+
+    def changes(self) -> Iterator[Change]:
+        """All changes in the order in which they are to be taken; may be called again and again after `join`."""
+        cursor = self._db.cursor()
+        cursor.execute(_READ)
+        while batch := cursor.fetchmany(1000):
+            for row in batch:
+                yield self._change(row)
+
+    def _change(self, row: tuple[object, ...]) -> Change:
+        source, path, verdict, entry, hash_, sha256, kind, size, hashes, rule, state, location, first, origin, left = row
+        before = Before(Kind(kind), size, _split(hashes)) if kind is not None else None  # type: ignore[arg-type]
+        known = Known(RecordState(state), decode_location(str(location)) if location else None) if state else None
+        return Change(
+            source=self._sources[source],  # type: ignore[call-overload]
+            path=path,  # type: ignore[arg-type]
+            verdict=Verdict(verdict),
+            entry=_unpack(entry) if entry is not None else None,  # type: ignore[arg-type]
+            hash=hash_,  # type: ignore[arg-type]
+            sha256=sha256,  # type: ignore[arg-type]
+            before=before,
+            known=known,
+            first=bool(first),
+            origin=origin,  # type: ignore[arg-type]
+            moved_away=bool(left),
+            rule=str(rule),
+        )
+
+
+def _split(hashes: bytes) -> tuple[ContentHash, ...]:
+    return tuple(ContentHash(hashes[i : i + 32]) for i in range(0, len(hashes), 32))
+
+
+def _pack(e: Entry) -> bytes:
+    return marshal.dumps(
+        (
+            e.path,
+            e.kind.value,
+            e.size,
+            e.mtime_ns,
+            e.ctime_ns,
+            e.inode,
+            e.device,
+            e.mode,
+            e.uid,
+            e.gid,
+            e.links,
+            e.rdev,
+            e.target,
+            e.xattrs,
+            e.sparse,
+        )
+    )
+
+
+def _unpack(data: bytes) -> Entry:
+    path, kind, *rest = marshal.loads(data)  # written by this very process a moment ago
+    return Entry(path, Kind(kind), *rest)

@@ -1,0 +1,424 @@
+"""The local state of one source: what the last acknowledged run left, in SQLite.
+
+It is a cache: deleting it costs time, never a result. Decides the tables and what is durable when: `mark` survives a power failure
+before it returns, so does `settle`. Knows neither the index nor the object store.
+
+Rows are keyed by the path with NUL for slash, so that SQLite's byte order is the order of the walk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from s3hashsync.codec.location import decode_location, encode_location
+from s3hashsync.core.model import Content, ContentHash, Entry, Kind, Rev, Sha256
+from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE files (
+    key BLOB PRIMARY KEY, kind INTEGER NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
+    inode INTEGER NOT NULL, device INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    links INTEGER NOT NULL, racy INTEGER NOT NULL, hash BLOB, sha256 BLOB, extra TEXT
+) WITHOUT ROWID;
+CREATE TABLE dirty (key BLOB NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (key, hash)) WITHOUT ROWID;
+CREATE TABLE hashed (
+    key BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, inode INTEGER NOT NULL,
+    hash BLOB NOT NULL, sha256 BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE contents (
+    hash BLOB PRIMARY KEY, size INTEGER NOT NULL, stored INTEGER NOT NULL, stored_at INTEGER NOT NULL, class TEXT NOT NULL,
+    checksum TEXT NOT NULL, encoding TEXT NOT NULL, location TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE attempts (hash BLOB PRIMARY KEY, id TEXT NOT NULL, expects BLOB, token TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_KINDS = tuple(Kind)
+_KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
+FILE_NUMBER = _KIND_NUMBER[Kind.FILE]
+UNKNOWN_TIME = -(1 << 62)
+"""The mtime of a row that was rebuilt from the index: no file has it, so the file is hashed once."""
+
+
+class Row(NamedTuple):
+    """What comparing needs of one path; `kind` is a number (`kind_of`), `dirty` whether a run left it unconfirmed."""
+
+    key: bytes
+    kind: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    racy: int
+    hash: ContentHash | None
+    dirty: int
+
+
+def kind_of(number: int) -> Kind:
+    return _KINDS[number]
+
+
+def number_of(kind: Kind) -> int:
+    return _KIND_NUMBER[kind]
+
+
+def key_of(path: bytes) -> bytes:
+    return path.replace(b"/", b"\0")
+
+
+def path_of(key: bytes) -> bytes:
+    return key.replace(b"\0", b"/")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A path of the state with all that is known of it."""
+
+    entry: Entry
+    hash: ContentHash | None
+    sha256: Sha256 | None
+    racy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAttempt:
+    """A put that may or may not have happened: its attempt id, the rev that the record had before it, and, for an upload in
+    parts, what the store needs to go on with it."""
+
+    hash: ContentHash
+    id: str
+    expects: Rev | None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """On what a state stands. It is believed only when repository and incarnation are the index's, and the index's head of the
+    run logs is `head` or `pending` (a segment that was about to be written when the process died)."""
+
+    repository: str = ""
+    incarnation: str = ""
+    head: str = ""
+    pending: str = ""
+
+
+class State:
+    """One source's state, used by one process at a time (the caller holds the source's lock) and by one thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with _translated(path):
+            fresh = not os.path.exists(path)
+            if fresh:
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA cache_size=-16000")
+            self._prepare()
+
+    def _prepare(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise Corrupt(
+                f"{self._path} was written by a newer version", "use that version, or delete the file: it is rebuilt"
+            )
+        self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+
+    def close(self) -> None:
+        self._db.close()
+
+    # What the state stands on
+
+    def anchor(self) -> Anchor:
+        with _translated(self._path):
+            meta = dict(self._db.execute("SELECT name, value FROM meta"))
+        return Anchor(*(meta.get(name, "") for name in ("repository", "incarnation", "head", "pending")))
+
+    def set_anchor(self, anchor: Anchor) -> None:
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(name, getattr(anchor, name)) for name in ("repository", "incarnation", "head", "pending")],
+            )
+
+    def note(self, name: str) -> str:
+        """A small fact kept with the state; "" when it was never set."""
+        with _translated(self._path):
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def set_note(self, name: str, value: str) -> None:
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def clear(self) -> None:
+        """Forget everything but the hashes found so far: those are facts about the disk, whatever the repository says."""
+        with self._transaction():
+            for table in ("meta", "files", "dirty", "contents", "attempts"):
+                self._db.execute(f"DELETE FROM {table}")
+
+    # Rows
+
+    def rows(self) -> Iterator[Row]:
+        """Every path the state knows, by key; paths that are only dirty (never acknowledged) are in `dirty_only`."""
+        cursor = self._db.cursor()
+        with _translated(self._path):
+            cursor.execute(
+                "SELECT key, kind, size, mtime, ctime, inode, racy, hash,"
+                " EXISTS (SELECT 1 FROM dirty WHERE dirty.key = files.key) FROM files"
+                " UNION ALL SELECT DISTINCT key, -1, 0, 0, 0, 0, 1, NULL, 1 FROM dirty"
+                " WHERE NOT EXISTS (SELECT 1 FROM files WHERE files.key = dirty.key) ORDER BY key"
+            )
+            while batch := cursor.fetchmany(2000):
+                yield from map(Row._make, batch)
+
+    def get(self, key: bytes) -> Known | None:
+        with _translated(self._path):
+            row = self._db.execute("SELECT * FROM files WHERE key = ?", (key,)).fetchone()
+        return _known(row) if row else None
+
+    def content(self, hash_: ContentHash) -> Content | None:
+        """Where a content lies, as it was when its name was last written."""
+        with _translated(self._path):
+            row = self._db.execute("SELECT * FROM contents WHERE hash = ?", (hash_,)).fetchone()
+        return _content(row) if row else None
+
+    def all_known(self) -> Iterator[tuple[Known, Content | None]]:
+        """Everything, by key, with the location of each content: what a checkpoint holds."""
+        cursor = self._db.cursor()
+        with _translated(self._path):
+            cursor.execute("SELECT files.*, contents.* FROM files LEFT JOIN contents ON contents.hash = files.hash ORDER BY key")
+            while batch := cursor.fetchmany(1000):
+                for row in batch:
+                    yield _known(row[:15]), _content(row[15:]) if row[15] is not None else None
+
+    def dirty_hashes(self, key: bytes) -> tuple[ContentHash, ...]:
+        with _translated(self._path):
+            rows = self._db.execute("SELECT hash FROM dirty WHERE key = ? AND hash != x'' ORDER BY hash", (key,)).fetchall()
+        return tuple(ContentHash(row[0]) for row in rows)
+
+    def count(self) -> int:
+        with _translated(self._path):
+            return int(self._db.execute("SELECT count(*) FROM files").fetchone()[0])
+
+    def count_files(self) -> int:
+        with _translated(self._path):
+            return int(self._db.execute("SELECT count(*) FROM files WHERE kind = ?", (FILE_NUMBER,)).fetchone()[0])
+
+    def refresh(self, rows: Iterable[tuple[Entry, bool]]) -> None:
+        """Take over stat fields of paths whose content and metadata are what the run log says already."""
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE files SET ctime = ?, inode = ?, device = ?, mtime = ?, racy = ? WHERE key = ?",
+                [
+                    (entry.ctime_ns, entry.inode, entry.device, entry.mtime_ns, int(racy), key_of(entry.path))
+                    for entry, racy in rows
+                ],
+            )
+
+    def load(self, rows: Iterable[tuple[Known, Content | None]]) -> None:
+        """Write rows wholesale, for a rebuild."""
+        with self._transaction():
+            for known, content in rows:
+                self._db.execute(_PUT_FILE, _file_row(known))
+                if content is not None:
+                    self._db.execute(_PUT_CONTENT, _content_row(content))
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Take rows out, for a rebuild that replays removals."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in keys])
+
+    # Batches
+
+    def mark(
+        self,
+        paths: Iterable[tuple[bytes, Sequence[ContentHash]]],
+        attempts: Iterable[OpenAttempt] = (),
+    ) -> None:
+        """Durable before it returns: these paths (keys) may be under these hashes, and these puts may happen."""
+        rows = [(key, hash_) for key, hashes in paths for hash_ in (*hashes, b"")]
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", rows)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?)",
+                [(a.hash, a.id, a.expects, a.token) for a in attempts],
+            )
+
+    def attempt(self, hash_: ContentHash) -> OpenAttempt | None:
+        with _translated(self._path):
+            row = self._db.execute("SELECT * FROM attempts WHERE hash = ?", (hash_,)).fetchone()
+        return OpenAttempt(row[0], row[1], row[2], row[3]) if row else None
+
+    def settle(
+        self,
+        present: Iterable[tuple[Known, Content | None]],
+        absent: Iterable[bytes],
+        anchor: Anchor,
+    ) -> None:
+        """The end of a batch, in one durable step: these paths are as they are here, those keys are gone, none is dirty."""
+        with self._transaction():
+            for known, content in present:
+                key = key_of(known.entry.path)
+                self._db.execute(_PUT_FILE, _file_row(known))
+                self._db.execute("DELETE FROM dirty WHERE key = ?", (key,))
+                self._db.execute("DELETE FROM hashed WHERE key = ?", (key,))
+                if content is not None:
+                    self._db.execute(_PUT_CONTENT, _content_row(content))
+                    self._db.execute("DELETE FROM attempts WHERE hash = ?", (content.hash,))
+            for key in absent:
+                for table in ("files", "dirty", "hashed"):
+                    self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+            self._db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(name, getattr(anchor, name)) for name in ("repository", "incarnation", "head", "pending")],
+            )
+
+    # Hashes of an unfinished plan
+
+    def hash_found(self, key: bytes, stat: os.stat_result) -> tuple[ContentHash, Sha256] | None:
+        """The hash that an earlier plan found for this path, when nothing about the file has changed since."""
+        with _translated(self._path):
+            row = self._db.execute(
+                "SELECT hash, sha256 FROM hashed WHERE key = ? AND size = ? AND mtime = ? AND ctime = ? AND inode = ?",
+                (key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
+            ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def has_found(self) -> bool:
+        with _translated(self._path):
+            return self._db.execute("SELECT 1 FROM hashed LIMIT 1").fetchone() is not None
+
+    def remember_hashes(self, found: Iterable[tuple[Entry, ContentHash, Sha256]]) -> None:
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(key_of(e.path), e.size, e.mtime_ns, e.ctime_ns, e.inode, h, s) for e, h, s in found],
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_CONTENT = "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _file_row(known: Known) -> tuple[object, ...]:
+    e = known.entry
+    return (
+        key_of(e.path),
+        _KIND_NUMBER[e.kind],
+        e.size,
+        e.mtime_ns,
+        e.ctime_ns,
+        e.inode,
+        _signed(e.device),
+        e.mode,
+        e.uid,
+        e.gid,
+        e.links,
+        int(known.racy),
+        known.hash,
+        # Without encryption the hash is the SHA-256: kept once.
+        None if known.sha256 == known.hash else known.sha256,
+        _extra(e),
+    )
+
+
+def _signed(number: int) -> int:
+    """SQLite's integers are signed; device numbers of some systems use the highest bit."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _extra(entry: Entry) -> str | None:
+    extra: dict[str, object] = {}
+    if entry.rdev:
+        extra["rdev"] = entry.rdev
+    if entry.target is not None:
+        extra["target"] = b64encode(entry.target).decode("ascii")
+    if entry.xattrs:
+        extra["xattrs"] = [[b64encode(n).decode("ascii"), b64encode(v).decode("ascii")] for n, v in entry.xattrs]
+    if entry.sparse:
+        extra["sparse"] = True
+    return json.dumps(extra) if extra else None
+
+
+def _known(row: Sequence[object]) -> Known:
+    key, kind, size, mtime, ctime, inode, device, mode, uid, gid, links, racy, hash_, sha256, extra = row
+    more = json.loads(extra) if isinstance(extra, str) else {}
+    target = more.get("target")
+    entry = Entry(
+        path=path_of(key),  # type: ignore[arg-type]
+        kind=_KINDS[kind],  # type: ignore[call-overload]
+        size=size,  # type: ignore[arg-type]
+        mtime_ns=mtime,  # type: ignore[arg-type]
+        ctime_ns=ctime,  # type: ignore[arg-type]
+        inode=inode,  # type: ignore[arg-type]
+        device=device,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
+        uid=uid,  # type: ignore[arg-type]
+        gid=gid,  # type: ignore[arg-type]
+        links=links,  # type: ignore[arg-type]
+        rdev=more.get("rdev", 0),
+        target=b64decode(target) if target is not None else None,
+        xattrs=tuple((b64decode(n), b64decode(v)) for n, v in more.get("xattrs", [])),
+        sparse=more.get("sparse", False),
+    )
+    return Known(entry, hash_, sha256 if sha256 is not None else hash_, bool(racy))  # type: ignore[arg-type]
+
+
+def _content_row(content: Content) -> tuple[object, ...]:
+    return (
+        content.hash,
+        content.size,
+        content.stored,
+        content.stored_at,
+        content.storage_class,
+        content.checksum,
+        content.encoding,
+        encode_location(content.location),
+    )
+
+
+def _content(row: Sequence[object]) -> Content:
+    hash_, size, stored, stored_at, class_, checksum, encoding, location = row
+    return Content(
+        hash_, size, stored, stored_at, class_, checksum, encoding, decode_location(str(location))  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """SQLite's errors become ours."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        text = str(error)
+        if "full" in text or getattr(error, "errno", None) == 28:
+            raise NoSpace(f"no space left for the local state {path}", "free some space and run again") from error
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            raise Corrupt(f"the local state {path} is damaged ({text})", "delete it: it is rebuilt by itself") from error
+        raise S3HashSyncError(
+            f"cannot use the local state {path}: {text}", "check the folder's rights and free space"
+        ) from error

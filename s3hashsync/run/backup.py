@@ -1,0 +1,342 @@
+"""`plan` and `apply`: gather, compile, and hand the steps to the executor.
+
+Decides which guards stand before a plan is applied, and when a saved plan is too old. A dry run is not a flag here: it is a plan that
+is not applied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+from s3hashsync.codec import plan_file
+from s3hashsync.config import Config, SourceSettings
+from s3hashsync.core.compile import compile_change
+from s3hashsync.core.model import Kind
+from s3hashsync.core.plan import ExcludeName, Plan, PlanHeader, Problem, RemoveName, SourceHeader, Step, Totals, total
+from s3hashsync.disk.scratch import Scratch
+from s3hashsync.errors import Refused, S3HashSyncError
+from s3hashsync.run.executor import RunContext, SourceExecutor
+from s3hashsync.run.gather import Gathering, check_source, gather, look_up, note_mount
+from s3hashsync.run.history import newest_key, new_run_id
+from s3hashsync.run.lease import SourceFacts, acquire, all_sources
+from s3hashsync.run.ledger import Ledger, Terms
+from s3hashsync.run.progress import Progress, Stop
+from s3hashsync.run.repository import Repository
+from s3hashsync.run.session import Session, open_session
+from s3hashsync.run.uploads import Uploader, UploadSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every command works with: made in `wiring`, which alone knows clock, randomness and environment. `clock` in epoch
+    seconds, `clock_ns` in nanoseconds; `threads` is how many uploads go on at once."""
+
+    config: Config
+    repository: Repository
+    state_folder: str
+    progress: Progress
+    stop: Stop
+    clock: Callable[[], float]
+    clock_ns: Callable[[], int]
+    entropy: Callable[[int], bytes]
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class MassChange:
+    """A source that would lose more than its share and number of files."""
+
+    source: str
+    removed: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what it was made on; valid while the sources are held open."""
+
+    plan: Plan
+    sessions: dict[str, Session]
+    mass_changes: tuple[MassChange, ...]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What an apply has done. Sizes in bytes; `bytes_uploaded` before, `bytes_stored` after compression."""
+
+    totals: Totals
+    files: int = 0
+    files_bytes: int = 0
+    files_hashed: int = 0
+    bytes_hashed: int = 0
+    bytes_uploaded: int = 0
+    bytes_stored: int = 0
+    objects_put: int = 0
+    adopted: int = 0
+    index_writes: int = 0
+    index_units: int = 0
+    steps_done: int = 0
+    duration: float = 0.0
+    runs: tuple[str, ...] = ()
+
+
+def chosen_sources(config: Config, names: Sequence[str]) -> tuple[SourceSettings, ...]:
+    """The sources with these names, all when none is named; raises `UsageError`-like faults for unknown ones."""
+    if not names:
+        return config.sources
+    by_name = {source.name: source for source in config.sources}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        from s3hashsync.errors import UsageError
+
+        raise UsageError(
+            f"no source {unknown[0]!r} in {config.file}", f"the sources are: {', '.join(sorted(by_name))}"
+        )
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+@contextmanager
+def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
+    """A fresh plan of these sources. They stay locked on this host until the block is left."""
+    with ExitStack() as stack:
+        scratch = Scratch()
+        stack.callback(scratch.close)
+        sessions: dict[str, Session] = {}
+        headers: list[SourceHeader] = []
+        problems: list[Problem] = []
+        for source in chosen_sources(job.config, names):
+            session = stack.enter_context(
+                open_session(job.repository, job.state_folder, source, job.config.host, job.progress)
+            )
+            sessions[source.name] = session
+            header, found = gather(_gathering(job, session, scratch), session.state.anchor().head)
+            headers.append(header)
+            problems += found
+        job.progress.phase("asking the index", 0, 0)
+        look_up(scratch, job.repository.index)
+        scratch.join()
+
+        def steps() -> Iterator[Step]:
+            return (step for change in scratch.changes() if (step := compile_change(change)) is not None)
+
+        plan = Plan(_header(job, headers), steps, total(steps()), tuple(problems))
+        yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))
+
+
+def _gathering(job: Job, session: Session, scratch: Scratch) -> Gathering:
+    return Gathering(
+        source=session.source,
+        state=session.state,
+        scratch=scratch,
+        index=job.repository.index,
+        progress=job.progress,
+        stop=job.stop,
+        scanned_ns=job.clock_ns(),
+        rewrite=session.rewrite,
+    )
+
+
+def _header(job: Job, headers: list[SourceHeader]) -> PlanHeader:
+    configured = {source.name for source in job.config.sources}
+    others = [f.name for f in all_sources(job.repository.index) if f.host == job.config.host and f.name not in configured]
+    identity = job.repository.identity
+    return PlanHeader(
+        identity.id, identity.incarnation, job.config.host, job.clock(), tuple(headers), tuple(others)
+    )
+
+
+def mass_changes(config: Config, plan: Plan, sessions: dict[str, Session]) -> tuple[MassChange, ...]:
+    """The sources of which the plan removes, or newly excludes, more than the share and the number of files that the guard allows."""
+    removed = dict.fromkeys(sessions, 0)
+    for step in plan.steps():
+        if isinstance(step, RemoveName | ExcludeName) and step.kind is Kind.FILE:
+            removed[step.source] += 1
+    out = []
+    for name, count in removed.items():
+        files = sessions[name].state.count_files()
+        if count > config.mass_change_files and count > config.mass_change_share * files:
+            out.append(MassChange(name, count, files))
+    return tuple(out)
+
+
+# Saved plans
+
+
+def save(plan: Plan, path: str) -> None:
+    """Write the plan to a file that nobody else can read, atomically."""
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as target:
+                plan_file.write_plan(target, plan.header, plan.problems, plan.steps())
+            os.replace(beside, path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+    except OSError as error:
+        raise S3HashSyncError(f"cannot write the plan {path}: {error.strerror}", "choose another --out FILE") from error
+
+
+def load(path: str) -> Plan:
+    """A saved plan; its steps are read from the file each time."""
+    try:
+        with open(path, "rb") as source:
+            header, problems = plan_file.read_header(source)
+    except OSError as error:
+        raise S3HashSyncError(f"cannot read the plan {path}: {error.strerror}", "make one: plan --out FILE") from error
+
+    def steps() -> Iterator[Step]:
+        with open(path, "rb") as source:
+            yield from plan_file.read_steps(source)
+
+    return Plan(header, steps, total(steps()), problems)
+
+
+@contextmanager
+def reopened(job: Job, plan: Plan) -> Iterator[Planned]:
+    """The sources of a saved plan, opened; raises `Refused` when the plan is not of this repository, or stale."""
+    identity = job.repository.identity
+    if (plan.header.repository, plan.header.incarnation) != (identity.id, identity.incarnation):
+        raise Refused("the plan was made for another repository", "make a new plan")
+    if plan.header.host != job.config.host:
+        raise Refused(f"the plan was made on host {plan.header.host!r}", "apply it there, or make a new plan here")
+    with ExitStack() as stack:
+        sessions = {}
+        for header in plan.header.sources:
+            (source,) = chosen_sources(job.config, [header.name])
+            if source.path != header.root:
+                raise Refused(f"source {source.name} was at {header.root} when the plan was made", "make a new plan")
+            session = stack.enter_context(
+                open_session(job.repository, job.state_folder, source, job.config.host, job.progress)
+            )
+            if session.state.anchor().head != header.head:
+                raise Refused(
+                    f"the plan is stale: source {source.name} was backed up since it was made", "make a new plan"
+                )
+            check_source(source, session.state)
+            sessions[source.name] = session
+        yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))
+
+
+# Applying
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOptions:
+    """`strict`: a saved plan, which may not do more than it says."""
+
+    allow_mass_change: bool = False
+    take_over: bool = False
+    strict: bool = False
+
+
+def apply(job: Job, work: Planned, options: ApplyOptions) -> tuple[Summary, list[Problem]]:
+    """Take the steps of the plan, source by source. Per-file failures are answered, everything else is raised."""
+    if work.mass_changes and not options.allow_mass_change:
+        first = work.mass_changes[0]
+        raise Refused(
+            f"the plan removes {first.removed:,} of {first.files:,} files of source {first.source}",
+            "look at the plan; if that is what you want: apply --allow-mass-change",
+        )
+    began = job.clock()
+    plan = work.plan
+    summary = Summary(plan.totals)
+    problems = list(plan.problems)
+    job.progress.phase("applying", plan.totals.objects_put, plan.totals.bytes_upload)
+    headers = {header.name: header for header in plan.header.sources}
+    for header in plan.header.sources:
+        _check_owner(work.sessions[header.name], job.config.host, options)
+    done = set()
+    for name, steps in groupby(plan.steps(), key=lambda step: step.source):
+        problems += _apply_source(job, work.sessions[name], headers[name], steps, options, summary)
+        done.add(name)
+    for header in plan.header.sources:
+        summary.files += header.files
+        summary.files_bytes += header.files_bytes
+        summary.files_hashed += header.files_hashed
+        summary.bytes_hashed += header.bytes_hashed
+        if header.name not in done:
+            _settle_unchanged(job, work.sessions[header.name], header, options, summary)
+    summary.duration = job.clock() - began
+    return summary, problems
+
+
+def _check_owner(session: Session, host: str, options: ApplyOptions) -> None:
+    """Before anything is done: the lease itself is taken source by source, later."""
+    if session.foreign and not options.take_over and session.facts is not None:
+        from s3hashsync.errors import Locked
+
+        raise Locked(
+            f"source {session.source.name} belongs to host {session.facts.host!r}, this is {host!r}",
+            f"set `host: {session.facts.host}` in the configuration if this is the same machine under another name"
+            " (containers, CI); use --take-over if this machine replaces it",
+        )
+
+
+def _settle_unchanged(
+    job: Job, session: Session, header: SourceHeader, options: ApplyOptions, summary: Summary
+) -> None:
+    """A source without a step still needs its first checkpoint after a rebuild, and is noted as seen."""
+    state = session.state
+    if state.note("checkpoint") == "1" or session.rewrite:
+        _apply_source(job, session, header, iter(()), options, summary)
+    note_mount(state, is_mount=os.path.ismount(os.path.realpath(session.source.path)))
+
+
+def _apply_source(
+    job: Job,
+    session: Session,
+    header: SourceHeader,
+    steps: Iterator[Step],
+    options: ApplyOptions,
+    summary: Summary,
+) -> list[Problem]:
+    repository, settings = job.repository, job.config.repository
+    if session.rewrite:
+        session.state.set_note("rewrite", "1")
+    newest = newest_key(repository.objects, header.name)
+    run = new_run_id(job.clock(), newest, job.entropy(4).hex())
+    facts = SourceFacts(header.name, job.config.host, run, session.state.anchor().head, int(job.clock()))
+    lease, _ = acquire(repository.index, facts, job.entropy, take_over=options.take_over)
+    terms = Terms(
+        settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
+    )
+    ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
+    root = os.open(header.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy)
+    uploader = Uploader(repository.objects, session.state, root, upload, job.progress, job.stop)
+    context = RunContext(
+        repository=repository,
+        header=header,
+        host=job.config.host,
+        state=session.state,
+        lease=lease,
+        ledger=ledger,
+        uploader=uploader,
+        progress=job.progress,
+        stop=job.stop,
+        now=job.clock,
+        log_interval=float(job.config.log_interval_seconds),
+        strict=options.strict,
+    )
+    executor = SourceExecutor(context)
+    try:
+        executor.run(steps)
+    finally:
+        uploader.close()
+        os.close(root)
+        summary.objects_put += uploader.tally.objects
+        summary.bytes_uploaded += uploader.tally.bytes_read
+        summary.bytes_stored += uploader.tally.bytes_stored
+        summary.adopted += uploader.tally.adopted
+        summary.index_writes += ledger.tally.writes
+        summary.index_units += ledger.tally.units
+        summary.steps_done += executor.done
+        summary.runs = (*summary.runs, run)
+    note_mount(session.state, is_mount=os.path.ismount(os.path.realpath(session.source.path)))
+    return executor.problems

@@ -1,0 +1,294 @@
+"""Applies the steps of one source: the run around the write protocol, batch by batch.
+
+The order is the crash-safety argument, and it is this:
+1 every path of the batch is marked dirty in the local state, durably, with each hash it may be under;
+2 contents are stored and names added (the ledger's ADD);
+3 what was done goes into a run-log segment, which is stored;
+4 only now names are removed (the ledger's REMOVE);
+5 the rows are clean, and the state stands on the new segment.
+Any prefix of this, abandoned, loses nothing, and the next plan converges. Decides nothing about what should be done: that is the plan.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from s3hashsync.codec.names import stored_name
+from s3hashsync.core.compare import is_racy
+from s3hashsync.core.model import Content, ContentHash, Record, StoredName
+from s3hashsync.core.plan import (
+    AddName,
+    ContentStep,
+    ExcludeName,
+    MoveName,
+    NoteEntry,
+    Problem,
+    RemoveName,
+    SourceHeader,
+    Step,
+    StoreContent,
+    Undelete,
+    UpdateMetadata,
+    path_of,
+)
+from s3hashsync.disk.state import Anchor, Known, State, key_of
+from s3hashsync.errors import Interrupted, S3HashSyncError
+from s3hashsync.run.history import (
+    CHANGES,
+    CHECKPOINT,
+    Present,
+    Removed,
+    SegmentHeader,
+    SegmentWriter,
+    segment_key,
+    store_segment,
+)
+from s3hashsync.run.lease import Lease
+from s3hashsync.run.ledger import Ledger
+from s3hashsync.run.progress import Progress, Stop
+from s3hashsync.run.repository import Repository
+from s3hashsync.run.uploads import Candidate, Uploader
+
+BATCH_STEPS = 1000
+BATCH_BYTES = 256 << 20
+BATCH_SAME = 50_000
+SEGMENT_STEPS = 20_000
+CHECKPOINT_FLOOR = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What the executor of one source works with. `strict`: a saved plan, which may not do more than it says."""
+
+    repository: Repository
+    header: SourceHeader
+    host: str
+    state: State
+    lease: Lease
+    ledger: Ledger
+    uploader: Uploader
+    progress: Progress
+    stop: Stop
+    now: Callable[[], float]
+    log_interval: float
+    strict: bool = False
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What has been added since the last segment, and waits for the next one."""
+
+    writer: SegmentWriter = field(default_factory=SegmentWriter)
+    present: list[tuple[Known, Content | None]] = field(default_factory=list)
+    absent: list[bytes] = field(default_factory=list)
+    drops: dict[ContentHash, set[StoredName]] = field(default_factory=dict)
+    since: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.present) + len(self.absent)
+
+
+class SourceExecutor:
+    """One source, one run."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._c = context
+        self._number = 0
+        self._pending = _Pending(since=context.now())
+        self.problems: list[Problem] = []
+        self.done = 0
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """Take all steps. Per-file failures are in `problems`; an interruption leaves what was done acknowledged and raises
+        `Interrupted`; anything else raises at once and leaves dirty rows."""
+        for batch in _batches(steps):
+            if self._c.stop:
+                break
+            self._batch(batch)
+            due = self._c.now() - self._pending.since >= self._c.log_interval
+            if due or self._pending.steps >= SEGMENT_STEPS:
+                self._close_segment()
+        self._close_segment()
+        self._c.stop.check()
+        self._checkpoint_if_due()
+
+    # Steps 1 and 2
+
+    def _batch(self, steps: list[Step]) -> None:
+        self._c.state.mark(mark for step in steps for mark in _marks(step))
+        wanted: dict[ContentHash, set[StoredName]] = {}
+        candidates: dict[ContentHash, list[Candidate]] = {}
+        for step in steps:
+            if isinstance(step, StoreContent | AddName | Undelete | MoveName):
+                wanted.setdefault(step.hash, set()).add(self._name(step.entry.path))
+                candidates.setdefault(step.hash, []).append(self._candidate(step))
+        self._c.uploader.candidates = candidates
+        answers = self._c.ledger.add(
+            {h: frozenset(names) for h, names in wanted.items()}, self._c.uploader, self._c.lease.guard
+        )
+        for step in steps:
+            self._note(step, answers)
+
+    def _candidate(self, step: ContentStep) -> Candidate:
+        allowed = not self._c.strict or isinstance(step, StoreContent) or step.expects.planned
+        return Candidate(step.entry, step.sha256, allowed)
+
+    def _note(self, step: Step, answers: dict[ContentHash, Record | S3HashSyncError]) -> None:
+        match step:
+            case StoreContent() | AddName() | Undelete() | MoveName():
+                answer = answers[step.hash]
+                if isinstance(answer, S3HashSyncError):
+                    self._failed(step, answer)
+                    return
+                known = Known(step.entry, step.hash, step.sha256, self._racy(step))
+                self._present(known, answer.content, step.drops)
+                if isinstance(step, MoveName):
+                    self._absent(step.origin, (step.hash,))
+            case NoteEntry():
+                self._present(Known(step.entry, None, None, self._racy(step)), None, step.drops)
+            case UpdateMetadata():
+                content = self._c.state.content(step.hash) if step.hash is not None else None
+                self._present(Known(step.entry, step.hash, step.sha256, self._racy(step)), content, ())
+            case RemoveName() | ExcludeName():
+                self._absent(step.path, step.drops)
+            case _:
+                assert_never(step)
+        self.done += 1
+
+    def _failed(self, step: ContentStep, error: S3HashSyncError) -> None:
+        if isinstance(error, Interrupted):
+            return
+        if not _on_disk(self._c.header.root, step.entry.path):
+            # Deleted since it was scanned: nothing to report, the next run finds it gone.
+            return
+        problem = Problem(step.source, step.entry.path, error.message)
+        self.problems.append(problem)
+        self._c.progress.problem(problem)
+
+    def _racy(self, step: ContentStep | NoteEntry | UpdateMetadata) -> bool:
+        return is_racy(step.entry.mtime_ns, step.entry.ctime_ns, self._c.header.scanned_ns)
+
+    def _present(self, known: Known, content: Content | None, drops: tuple[ContentHash, ...]) -> None:
+        self._pending.writer.add(Present(known.entry, known.hash, known.sha256, content, drops))
+        self._pending.present.append((known, content))
+        self._drop(known.entry.path, drops)
+
+    def _absent(self, path: bytes, drops: tuple[ContentHash, ...]) -> None:
+        self._pending.writer.add(Removed(path, drops))
+        self._pending.absent.append(key_of(path))
+        self._drop(path, drops)
+
+    def _drop(self, path: bytes, hashes: tuple[ContentHash, ...]) -> None:
+        for hash_ in hashes:
+            self._pending.drops.setdefault(hash_, set()).add(self._name(path))
+
+    def _name(self, path: bytes) -> StoredName:
+        return stored_name(self._c.header.name, path)
+
+    # Steps 3 to 5
+
+    def _close_segment(self) -> None:
+        pending = self._pending
+        if not pending.steps:
+            pending.since = self._c.now()
+            return
+        anchor = self._store(pending.writer, CHANGES)
+        self._c.ledger.remove({h: frozenset(names) for h, names in pending.drops.items()}, self._c.lease.guard)
+        self._c.state.settle(pending.present, pending.absent, anchor)
+        logged = int(self._c.state.note("logged") or 0) + pending.steps
+        self._c.state.set_note("logged", str(logged))
+        self._pending = _Pending(since=self._c.now())
+
+    def _store(self, writer: SegmentWriter, kind: str) -> Anchor:
+        """Put the segment and move the head to it; answers the anchor that the state has once it is settled."""
+        c = self._c
+        facts = c.lease.facts
+        self._number += 1
+        key = segment_key(c.header.name, facts.run, self._number)
+        identity = c.repository.identity
+        previous = c.state.anchor().head
+        header = SegmentHeader(
+            kind=kind,
+            repository=identity.id,
+            incarnation=identity.incarnation,
+            source=c.header.name,
+            root=c.header.root,
+            host=c.host,
+            run=facts.run,
+            number=self._number,
+            previous=previous,
+            time=c.now(),
+            scanned_ns=c.header.scanned_ns,
+        )
+        body = writer.finish(header)
+        before = Anchor(identity.id, identity.incarnation, previous, key)
+        c.state.set_anchor(before)
+        c.lease.guard()
+        store_segment(c.repository.objects, key, body)
+        c.lease.advance(key, int(c.now()), c.header.files, c.header.files_bytes)
+        return replace(before, head=key, pending="")
+
+    def _checkpoint_if_due(self) -> None:
+        """When more was logged than the source has entries, reading the log from the last checkpoint costs more than a new one."""
+        state = self._c.state
+        forced = state.note("checkpoint") == "1" or state.note("rewrite") == "1"
+        logged = int(state.note("logged") or 0)
+        if not forced and logged <= max(2 * state.count(), CHECKPOINT_FLOOR):
+            return
+        writer = SegmentWriter()
+        for known, content in state.all_known():
+            writer.add(Present(known.entry, known.hash, known.sha256, content))
+        anchor = self._store(writer, CHECKPOINT)
+        state.settle((), (), anchor)
+        for name, value in (("logged", "0"), ("checkpoint", "0"), ("rewrite", "0")):
+            state.set_note(name, value)
+
+
+def _marks(step: Step) -> Iterator[tuple[bytes, tuple[ContentHash, ...]]]:
+    """The paths (keys) that a step touches, each with every hash it may be under."""
+    match step:
+        case StoreContent() | AddName() | Undelete():
+            yield key_of(step.entry.path), (step.hash, *step.drops)
+        case MoveName():
+            yield key_of(step.entry.path), (step.hash, *step.drops)
+            yield key_of(step.origin), (step.hash,)
+        case NoteEntry() | RemoveName() | ExcludeName():
+            yield key_of(path_of(step)), step.drops
+        case UpdateMetadata():
+            yield key_of(step.entry.path), (step.hash,) if step.hash else ()
+        case _:
+            assert_never(step)
+
+
+def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
+    """Steps of one content stay together, so that all its names go in one write."""
+    batch: list[Step] = []
+    size = 0
+    last: ContentHash | None = None
+    for step in steps:
+        hash_ = step.hash if isinstance(step, StoreContent | AddName | Undelete | MoveName) else None
+        full = len(batch) >= BATCH_STEPS or size >= BATCH_BYTES
+        if batch and full and (hash_ is None or hash_ != last or len(batch) >= BATCH_SAME):
+            yield batch
+            batch, size = [], 0
+        batch.append(step)
+        last = hash_
+        if isinstance(step, StoreContent):
+            size += step.entry.size
+    if batch:
+        yield batch
+
+
+def _on_disk(root: str, path: bytes) -> bool:
+    try:
+        os.lstat(os.path.join(os.fsencode(root), path))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+

@@ -1,0 +1,411 @@
+"""From disk and state to changes: walk, compare, hash what has to be hashed, ask the index about what was found.
+
+Decides what is looked at again, and that what could not be looked at keeps what is known of it. Writes nothing but the source's own
+state. Compiling the changes to steps is `core.compile`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stats
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from s3hashsync.config import SourceSettings
+from s3hashsync.core.compare import is_racy
+from s3hashsync.core.compile import Before, Change, Known, Verdict
+from s3hashsync.core.ignore import Rules
+from s3hashsync.core.model import ContentHash, Entry, Kind, Record, Sha256
+from s3hashsync.core.plan import Problem, SourceHeader
+from s3hashsync.disk.metadata import entry_from, same_metadata
+from s3hashsync.disk.read import Facts, hash_file
+from s3hashsync.disk.scratch import Scratch, ToHash
+from s3hashsync.disk.state import FILE_NUMBER, Row, State, kind_of, number_of
+from s3hashsync.disk.tree import Seen, Unreadable, WalkOptions, check_root, walk, why
+from s3hashsync.errors import ChangedUnderfoot, Refused
+from s3hashsync.run.progress import Progress, Stop
+from s3hashsync.stores.base import IndexReader
+
+HASHING_THREADS = 2
+_BATCH = 1000
+_MOUNT_NOTE = "mount"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """What gathering one source needs. `rewrite`: a new owner writes every name that it keeps."""
+
+    source: SourceSettings
+    state: State
+    scratch: Scratch
+    index: IndexReader
+    progress: Progress
+    stop: Stop
+    scanned_ns: int
+    rewrite: bool = False
+
+    @property
+    def root(self) -> bytes:
+        return os.fsencode(self.source.path)
+
+
+@dataclass(slots=True)
+class _Found:
+    """Counts and problems of one source while it is gathered."""
+
+    entries: int = 0
+    files: int = 0
+    files_bytes: int = 0
+    files_hashed: int = 0
+    bytes_hashed: int = 0
+    excluded: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    refresh: list[tuple[Entry, bool]] = field(default_factory=list)
+
+
+def walk_options(source: SourceSettings) -> WalkOptions:
+    """The rules of a source as the walk takes them."""
+    return WalkOptions(
+        rules=Rules(source.exclude, source.exclude_regex),
+        ignore_files=tuple(os.fsencode(name) for name in source.ignore_files),
+        exclude_caches=source.exclude_caches,
+        exclude_if_present=tuple(os.fsencode(name) for name in source.exclude_if_present),
+        exclude_larger_than=source.exclude_larger_than,
+        one_file_system=source.one_file_system,
+    )
+
+
+def check_source(source: SourceSettings, state: State) -> bool:
+    """The guards before anything is compared; answers whether the root is a mount point."""
+    facts = check_root(os.fsencode(source.path))
+    files = state.count_files()
+    backed_up = f", but {files:,} files are backed up from it" if files else ""
+    if state.note(_MOUNT_NOTE) == "1" and not facts.is_mount:
+        raise Refused(
+            f"{source.path} is no longer a mount point{backed_up}",
+            f"is the disk mounted? if the source has moved for good: s3hashsync rebuild {source.name}",
+        )
+    if facts.empty and not source.allow_empty:
+        raise Refused(
+            f"{source.path} is empty{backed_up}",
+            f"is the disk mounted? to back up an empty folder on purpose: allow_empty: true in source {source.name}",
+        )
+    return facts.is_mount
+
+
+def note_mount(state: State, *, is_mount: bool) -> None:
+    """Remember after a finished run that the root is a mount point, so that an unmounted disk is noticed."""
+    if (state.note(_MOUNT_NOTE) == "1") != is_mount:
+        state.set_note(_MOUNT_NOTE, "1" if is_mount else "0")
+
+
+def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
+    """Fill the scratch with the changes of one source. Raises `Refused` for a root that is not as it should be."""
+    check_source(g.source, g.state)
+    found = _Found()
+    g.scratch.begin_source(g.source.name)
+    g.progress.phase(f"scanning {g.source.name}", 0, 0)
+    for batch in _batches(_compare(g, found)):
+        g.scratch.add(batch)
+        g.stop.check()
+    _hash(g, found)
+    g.state.refresh(found.refresh)
+    header = SourceHeader(
+        name=g.source.name,
+        root=g.source.path,
+        head=head,
+        scanned_ns=g.scanned_ns,
+        entries=found.entries,
+        files=found.files,
+        files_bytes=found.files_bytes,
+        files_hashed=found.files_hashed,
+        bytes_hashed=found.bytes_hashed,
+        excluded=found.excluded,
+    )
+    return header, found.problems
+
+
+def look_up(scratch: Scratch, index: IndexReader) -> None:
+    """Ask the index about every content that a change brings."""
+    for batch in scratch.hashes():
+        items = index.read([h.hex() for h in batch])
+        records = [item for item in items.values() if isinstance(item, Record)]
+        scratch.set_known({r.hash: Known(r.state, r.location) for r in records})
+
+
+# Comparing
+
+
+def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
+    """Merge the walk with the rows of the state, both sorted by key: every path that differs, with whether to hash it."""
+    rows = g.state.rows()
+    row = next(rows, None)
+    unreadable: bytes | None = None
+    remembered = g.state.has_found()
+    judge = _Judge(g, found, remembered=remembered)
+    for item in walk(g.root, judge.options):
+        key = item.key
+        while row is not None and row.key < key:
+            if change := judge.gone(row, unreadable):
+                yield change, False
+            row = next(rows, None)
+        if isinstance(item, Unreadable):
+            found.problems.append(_problem(g, item.path, item.error))
+            unreadable = item.key
+            if row is not None and row.key == key:
+                row = next(rows, None)
+            continue
+        if not isinstance(item, Seen):
+            continue
+        found.entries += 1
+        if not found.entries % 5000:
+            g.progress.advance(5000, 0)
+        same = row if row is not None and row.key == key else None
+        if same is not None:
+            row = next(rows, None)
+        if change_and := judge.seen(item, same):
+            yield change_and
+    while row is not None:
+        if change := judge.gone(row, unreadable):
+            yield change, False
+        row = next(rows, None)
+
+
+class _Judge:
+    """The verdict on one path at a time."""
+
+    def __init__(self, g: Gathering, found: _Found, *, remembered: bool) -> None:
+        self._g = g
+        self._found = found
+        self._remembered = remembered
+        self._inode = "inode" in g.source.compare
+        self._ctime = "ctime" in g.source.compare
+        self.options = walk_options(g.source)
+
+    def seen(self, item: Seen, row: Row | None) -> tuple[Change, bool] | None:
+        """The change of a path that is on the disk, and whether its content has to be hashed; None when nothing changed."""
+        stat = item.stat
+        is_file = stats.S_ISREG(stat.st_mode)
+        if is_file:
+            self._found.files += 1
+            self._found.files_bytes += stat.st_size
+        if (
+            row is not None
+            and not row.dirty
+            and not row.racy
+            and stat.st_mtime_ns == row.mtime_ns
+            and (stat.st_size == row.size or not is_file)
+            and (stat.st_ctime_ns == row.ctime_ns or not self._ctime)
+            and (stat.st_ino == row.inode or not self._inode)
+            and is_file == (row.kind == FILE_NUMBER)
+        ):
+            return self._rewritten(row) if self._g.rewrite else None
+        try:
+            entry = entry_from(item, self._g.root)
+        except ChangedUnderfoot:
+            return self._gone_after_all(row)
+        except OSError as error:
+            self._found.problems.append(_problem(self._g, item.path, error))
+            return None
+        if row is None:
+            return self._new(item, entry, None, Verdict.NEW)
+        if row.dirty:
+            return self._new(item, entry, row, Verdict.UNCONFIRMED)
+        if self._g.rewrite:
+            return self._new(item, entry, row, Verdict.REWRITE)
+        if number_of(entry.kind) != row.kind or (row.hash is None) != (entry.kind is not Kind.FILE or entry.size == 0):
+            return self._new(item, entry, row, Verdict.CHANGED)
+        if row.hash is not None:
+            return self._new(item, entry, row, Verdict.CHANGED)
+        return self._metadata(entry, row)
+
+    def _rewritten(self, row: Row) -> tuple[Change, bool] | None:
+        """Nothing about the path changed, but a new owner of the source writes every name that it keeps."""
+        known = self._g.state.get(row.key)
+        if known is None or known.hash is None:
+            return None
+        before = self._before(row)
+        change = Change(self._g.source.name, known.entry.path, Verdict.REWRITE, known.entry, before=before)
+        return replace(change, hash=known.hash, sha256=known.sha256), False
+
+    def _gone_after_all(self, row: Row | None) -> tuple[Change, bool] | None:
+        change = self.gone(row, None) if row is not None else None
+        return (change, False) if change else None
+
+    def _new(self, item: Seen, entry: Entry, row: Row | None, verdict: Verdict) -> tuple[Change, bool]:
+        before = self._before(row) if row is not None else None
+        change = Change(self._g.source.name, entry.path, verdict, entry, before=before)
+        if entry.kind is not Kind.FILE or entry.size == 0:
+            return change, False
+        if self._remembered and (known := self._g.state.hash_found(item.key, item.stat)):
+            return replace(change, hash=known[0], sha256=known[1]), False
+        return change, True
+
+    def _metadata(self, entry: Entry, row: Row) -> tuple[Change, bool] | None:
+        """A path without content of its own: only its metadata can have changed."""
+        before = self._g.state.get(row.key)
+        if before is not None and same_metadata(entry, before.entry):
+            if not _same_stat(entry, row) or row.racy:
+                self._found.refresh.append((entry, _racy(entry, self._g.scanned_ns)))
+            return None
+        return Change(self._g.source.name, entry.path, Verdict.METADATA, entry), False
+
+    def _before(self, row: Row) -> Before:
+        hashes = {row.hash} if row.hash else set()
+        if row.dirty:
+            hashes |= set(self._g.state.dirty_hashes(row.key))
+        kind = kind_of(row.kind) if row.kind >= 0 else Kind.FILE
+        return Before(kind, row.size, tuple(sorted(hashes)))
+
+    def gone(self, row: Row, unreadable: bytes | None) -> Change | None:
+        """The change of a path that the walk did not bring: deleted, or excluded now, or not looked at."""
+        key = row.key
+        if unreadable is not None and (key == unreadable or not unreadable or key.startswith(unreadable + b"\0")):
+            return None
+        path = key.replace(b"\0", b"/")
+        rule = self._excluded(path)
+        verdict = Verdict.GONE if rule is None else Verdict.EXCLUDED
+        return Change(self._g.source.name, path, verdict, before=self._before(row), rule=rule or "")
+
+    def _excluded(self, path: bytes) -> str | None:
+        try:
+            os.lstat(os.path.join(self._g.root, path))
+        except OSError:
+            return None
+        self._found.excluded += 1
+        if self._found.excluded > _BATCH:
+            return "excluded"
+        last = why(self._g.root, path, self.options)[-1]
+        return last.reason if last.excluded else None
+
+
+def _same_stat(entry: Entry, row: Row) -> bool:
+    return entry.ctime_ns == row.ctime_ns and entry.inode == row.inode and entry.mtime_ns == row.mtime_ns
+
+
+def _racy(entry: Entry, scanned_ns: int) -> bool:
+    return is_racy(entry.mtime_ns, entry.ctime_ns, scanned_ns)
+
+
+def _problem(g: Gathering, path: bytes, error: OSError) -> Problem:
+    problem = Problem(g.source.name, path, f"cannot be read: {error.strerror or error}")
+    g.progress.problem(problem)
+    return problem
+
+
+# Hashing
+
+
+def _hash(g: Gathering, found: _Found) -> None:
+    """Read every file whose content may be new, in a few threads, and settle what its change is. What is found is remembered, so
+    that an interrupted plan does not read it again."""
+    g.progress.phase(f"hashing {g.source.name}", 0, 0)
+    root = os.open(g.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash") as pool:
+            for batch in _hashed_batches(g, pool, root):
+                _settle(g, found, batch)
+    finally:
+        os.close(root)
+    g.stop.check()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashed:
+    todo: ToHash
+    sha256: Sha256 | None
+    problem: str | None = None
+
+
+def _hashed_batches(g: Gathering, pool: ThreadPoolExecutor, root: int) -> Iterator[list[_Hashed]]:
+    """Groups of small files travel together: a hand-over to a thread costs as much as hashing a small file."""
+    waiting: list[Future[list[_Hashed]]] = []
+    for group in _groups(g.scratch.to_hash()):
+        waiting.append(pool.submit(_hash_group, g, root, group))
+        if len(waiting) > 4 * HASHING_THREADS:
+            yield waiting.pop(0).result()
+        if g.stop:
+            break
+    for future in waiting:
+        yield future.result()
+
+
+def _groups(todo: Iterable[ToHash]) -> Iterator[list[ToHash]]:
+    group: list[ToHash] = []
+    size = 0
+    for item in todo:
+        group.append(item)
+        size += item.entry.size
+        if size > 16 << 20 or len(group) >= 500:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _hash_group(g: Gathering, root: int, group: list[ToHash]) -> list[_Hashed]:
+    out = []
+    for todo in group:
+        if g.stop:
+            break
+        try:
+            out.append(_Hashed(todo, hash_file(todo.entry.path, Facts.of(todo.entry), dir_fd=root)))
+        except ChangedUnderfoot as error:
+            # A file that was deleted between scan and hash is not a problem: the next run removes it.
+            out.append(_Hashed(todo, None, error.message if _exists(root, todo.entry.path) else None))
+        except OSError as error:
+            out.append(_Hashed(todo, None, f"cannot be read: {error.strerror or error}"))
+        g.progress.advance(1, todo.entry.size)
+    return out
+
+
+def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> None:
+    hashes: list[tuple[int, ContentHash, Sha256]] = []
+    verdicts: list[tuple[int, Verdict]] = []
+    forget: list[int] = []
+    remember: list[tuple[Entry, ContentHash, Sha256]] = []
+    for item in batch:
+        entry, n = item.todo.entry, item.todo.n
+        if item.sha256 is None:
+            forget.append(n)
+            if item.problem is not None:
+                problem = Problem(g.source.name, entry.path, item.problem)
+                found.problems.append(problem)
+                g.progress.problem(problem)
+            continue
+        found.files_hashed += 1
+        found.bytes_hashed += entry.size
+        hash_ = ContentHash(item.sha256)
+        if hash_ != item.todo.before or g.rewrite:
+            hashes.append((n, hash_, item.sha256))
+            remember.append((entry, hash_, item.sha256))
+            continue
+        known = g.state.get(entry.path.replace(b"/", b"\0"))
+        if known is not None and g.state.dirty_hashes(entry.path.replace(b"/", b"\0")):
+            hashes.append((n, hash_, item.sha256))
+        elif known is not None and same_metadata(entry, known.entry):
+            forget.append(n)
+            found.refresh.append((entry, _racy(entry, g.scanned_ns)))
+        else:
+            hashes.append((n, hash_, item.sha256))
+            verdicts.append((n, Verdict.METADATA))
+    g.scratch.set_hashes(hashes)
+    g.scratch.set_verdicts(verdicts)
+    g.scratch.forget(forget)
+    if remember:
+        g.state.remember_hashes(remember)
+
+
+def _exists(root: int, path: bytes) -> bool:
+    try:
+        os.stat(path, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _batches(changes: Iterator[tuple[Change, bool]]) -> Iterator[list[tuple[Change, bool]]]:
+    while batch := list(islice(changes, _BATCH)):
+        yield batch

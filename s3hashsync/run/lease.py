@@ -1,0 +1,146 @@
+"""Who may work on a source: one host at a time, and on it one process.
+
+The host's half is a lock file (in `disk.lock`); this is the other half, the item `source:<name>`: host, run and the head of the
+run logs. Decides who is refused. A take-over is safe because the owner reads this item again after it has read records and before
+it writes them, and because the first run of a new owner writes every name that it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s3hashsync.core.model import Control, Rev
+from s3hashsync.errors import Corrupt, Locked
+from s3hashsync.stores.base import Index, IndexReader, Write
+
+PREFIX = "source:"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the repository knows of a source. `head` is the key of its newest run-log segment ("" before the first); `updated`
+    in epoch seconds."""
+
+    name: str
+    host: str
+    run: str
+    head: str
+    updated: int
+    files: int = 0
+    size: int = 0
+
+
+def read_source(index: IndexReader, name: str) -> SourceFacts | None:
+    item = index.read([PREFIX + name]).get(PREFIX + name)
+    return _facts(item) if isinstance(item, Control) else None
+
+
+def read_sources(index: IndexReader, names: list[str]) -> dict[str, SourceFacts]:
+    items = index.read([PREFIX + name for name in names])
+    return {f.name: f for item in items.values() if isinstance(item, Control) for f in [_facts(item)]}
+
+
+def all_sources(index: IndexReader) -> list[SourceFacts]:
+    """The sources of the repository, by the list that the item `repository` keeps."""
+    item = index.read(["sources"]).get("sources")
+    if not isinstance(item, Control):
+        return []
+    found = read_sources(index, [name for name, _ in item.fields])
+    return [found[name] for name in sorted(found)]
+
+
+def _facts(item: Control) -> SourceFacts:
+    return SourceFacts(
+        name=item.key.removeprefix(PREFIX),
+        host=item.get("host"),
+        run=item.get("run"),
+        head=item.get("head"),
+        updated=int(item.get("updated", "0")),
+        files=int(item.get("files", "0")),
+        size=int(item.get("size", "0")),
+    )
+
+
+class Lease:
+    """The right to change one source, held by one run."""
+
+    def __init__(self, index: Index, facts: SourceFacts, rev: Rev, entropy: Callable[[int], bytes]) -> None:
+        self._index = index
+        self._entropy = entropy
+        self._rev = rev
+        self.facts = facts
+
+    def guard(self) -> None:
+        """Raises `Locked` when another run has taken this source over."""
+        item = self._index.read([PREFIX + self.facts.name]).get(PREFIX + self.facts.name)
+        if not isinstance(item, Control) or item.rev != self._rev:
+            owner = f" by {item.get('host')}" if isinstance(item, Control) else ""
+            raise Locked(
+                f"source {self.facts.name} was taken over{owner} while this run was working",
+                "nothing acknowledged is lost; decide which host backs this source up and run apply there",
+            )
+
+    def advance(self, head: str, updated: int, files: int, size: int) -> None:
+        """Move the head of the run logs: raises `Locked` when the source is no longer ours."""
+        facts = SourceFacts(self.facts.name, self.facts.host, self.facts.run, head, updated, files, size)
+        self._rev = _write(self._index, facts, self._rev, self._entropy)
+        self.facts = facts
+
+
+def acquire(
+    index: Index,
+    wanted: SourceFacts,
+    entropy: Callable[[int], bytes],
+    *,
+    take_over: bool = False,
+) -> tuple[Lease, bool]:
+    """The lease for `wanted.host` and `wanted.run`, and whether the source was another host's before. The caller holds the
+    host's lock file; the same host takes over silently. Raises `Locked` for another host's source."""
+    item = index.read([PREFIX + wanted.name]).get(PREFIX + wanted.name)
+    if item is None:
+        _enlist(index, wanted.name, entropy)
+        return Lease(index, wanted, _write(index, wanted, None, entropy), entropy), False
+    if not isinstance(item, Control):
+        raise Corrupt(f"the item {PREFIX}{wanted.name} of the index is not a source")
+    now = _facts(item)
+    foreign = now.host != wanted.host
+    if foreign and not take_over:
+        raise Locked(
+            f"source {wanted.name} belongs to host {now.host!r}, this is {wanted.host!r}",
+            f"set `host: {now.host}` in the configuration if this is the same machine under another name (containers, CI);"
+            " use --take-over if this machine replaces it",
+        )
+    facts = SourceFacts(wanted.name, wanted.host, wanted.run, now.head, wanted.updated, now.files, now.size)
+    return Lease(index, facts, _write(index, facts, item.rev, entropy), entropy), foreign
+
+
+def _write(index: Index, facts: SourceFacts, expects: Rev | None, entropy: Callable[[int], bytes]) -> Rev:
+    rev = Rev(entropy(12))
+    fields = (
+        ("host", facts.host),
+        ("run", facts.run),
+        ("head", facts.head),
+        ("updated", str(facts.updated)),
+        ("files", str(facts.files)),
+        ("size", str(facts.size)),
+    )
+    (outcome,) = index.write([Write(Control(PREFIX + facts.name, rev, fields), expects)])
+    if not outcome.written:
+        other = outcome.found.get("host") if isinstance(outcome.found, Control) else "another host"
+        raise Locked(f"source {facts.name} was taken by {other} at this very moment", "try again in a minute")
+    return rev
+
+
+def _enlist(index: Index, name: str, entropy: Callable[[int], bytes]) -> None:
+    """Put the source on the repository's list, so that it can be found without a scan of the whole index."""
+    for _ in range(30):
+        item = index.read(["sources"]).get("sources")
+        fields = item.fields if isinstance(item, Control) else ()
+        if any(field == name for field, _ in fields):
+            return
+        after = Control("sources", Rev(entropy(12)), (*fields, (name, "1")))
+        (outcome,) = index.write([Write(after, item.rev if item else None)])
+        if outcome.written:
+            return
+    raise Locked("the repository's list of sources keeps changing", "try again in a minute")

@@ -1,0 +1,145 @@
+"""The local state made anew: from the run logs (then nothing is hashed), or from the index (then every file is hashed once).
+
+Decides which rows the state gets. What the newest segment was about to remove from the index may still be there after a crash: such
+paths are marked, so that the next run settles them. Reads the repository, writes the state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from s3hashsync.codec.names import parse_name, stored_name
+from s3hashsync.core.compare import is_racy
+from s3hashsync.core.model import (
+    Content,
+    ContentHash,
+    Entry,
+    Kind,
+    Overflow,
+    Record,
+    RecordState,
+    Sha256,
+    StoredName,
+)
+from s3hashsync.disk.state import UNKNOWN_TIME, Anchor, Known, State, key_of
+from s3hashsync.errors import Corrupt, Missing
+from s3hashsync.run.history import Line, Present, Removed, chain, read_segment
+from s3hashsync.run.progress import Progress
+from s3hashsync.run.repository import Repository
+from s3hashsync.stores.base import IndexReader
+
+_BATCH = 2000
+
+
+def rebuild_state(
+    repository: Repository, state: State, source: str, head: str, progress: Progress
+) -> None:
+    """Make the state stand on `head`, from the logs where they can be read, otherwise from the index."""
+    state.clear()
+    if head:
+        try:
+            from_logs(repository, state, head, progress)
+        except (Missing, Corrupt) as error:
+            progress.note(f"the run logs cannot be read ({error.message}): rebuilding from the index instead")
+            state.clear()
+            from_index(repository, state, source, progress)
+    else:
+        from_index(repository, state, source, progress)
+    identity = repository.identity
+    state.set_anchor(Anchor(identity.id, identity.incarnation, head))
+
+
+def from_logs(repository: Repository, state: State, head: str, progress: Progress) -> None:
+    """Replay the segments from the newest checkpoint on."""
+    segments = chain(repository.objects, head)
+    progress.phase("reading run logs", len(segments), 0)
+    last: list[Line] = []
+    for key, _ in segments:
+        header, lines = read_segment(repository.objects, key)
+        last = []
+        for batch in _batches(lines):
+            state.load(_rows(batch, header.scanned_ns))
+            state.drop(key_of(line.path) for line in batch if isinstance(line, Removed))
+            if key == head:
+                last += [line for line in batch if line.was]
+        progress.advance(1, 0)
+    _mark_unfinished(repository.index, state, segments[-1][1].source if segments else "", last)
+
+
+def _rows(lines: Iterable[Line], scanned_ns: int) -> Iterator[tuple[Known, Content | None]]:
+    for line in lines:
+        if isinstance(line, Present):
+            racy = is_racy(line.entry.mtime_ns, line.entry.ctime_ns, scanned_ns)
+            yield Known(line.entry, line.hash, line.sha256, racy), line.content
+
+
+def _mark_unfinished(index: IndexReader, state: State, source: str, lines: list[Line]) -> None:
+    """Whether the removals of the newest segment reached the index is not known: where they did not, the path is dirty."""
+    for batch in _batches(iter(lines)):
+        hashes = sorted({h for line in batch for h in line.was})
+        holders = _names_of(index, hashes)
+        unfinished = []
+        for line in batch:
+            path = line.path if isinstance(line, Removed) else line.entry.path
+            name = stored_name(source, path)
+            still = [h for h in line.was if name in holders.get(h, frozenset())]
+            if still:
+                unfinished.append((key_of(path), still))
+        if unfinished:
+            state.mark(unfinished)
+
+
+def _names_of(index: IndexReader, hashes: list[ContentHash]) -> dict[ContentHash, frozenset[str]]:
+    """All names of these contents, overflow items included."""
+    records = [item for item in index.read([h.hex() for h in hashes]).values() if isinstance(item, Record)]
+    out: dict[ContentHash, frozenset[str]] = {
+        r.hash: frozenset(r.names) for r in records if r.state is RecordState.LIVE
+    }
+    keys = [f"{r.key}#{prefix}" for r in records if r.state is RecordState.LIVE for prefix in r.buckets]
+    for item in index.read(keys).values() if keys else ():
+        if isinstance(item, Overflow):
+            out[item.hash] = out.get(item.hash, frozenset()) | item.names
+    return out
+
+
+def from_index(repository: Repository, state: State, source: str, progress: Progress) -> None:
+    """Names and hashes alone: sizes, times and folders are not in the index, so every file is hashed once, nothing is uploaded,
+    and the next run writes a checkpoint."""
+    progress.phase("reading the index", 0, 0)
+    spilled: list[Overflow] = []
+    for batch in _batches(repository.index.scan()):
+        state.load(row for item in batch if isinstance(item, Record) for row in _rows_of(item, item.names, source))
+        spilled += [_only(item, source) for item in batch if isinstance(item, Overflow)]
+        spilled = [item for item in spilled if item.names]
+        progress.advance(len(batch), 0)
+    for overflows in _batches(iter(spilled)):
+        # An overflow item counts only while its live record lists it.
+        records = repository.index.read({item.hash.hex() for item in overflows})
+        for item in overflows:
+            record = records.get(item.hash.hex())
+            if isinstance(record, Record) and item.prefix in record.buckets:
+                state.load(_rows_of(record, item.names, source))
+    if state.count():
+        state.set_note("checkpoint", "1")
+
+
+def _only(item: Overflow, source: str) -> Overflow:
+    return replace(item, names=frozenset(name for name in item.names if parse_name(name)[0] == source))
+
+
+def _rows_of(record: Record, names: Iterable[StoredName], source: str) -> Iterator[tuple[Known, Content | None]]:
+    if record.state is not RecordState.LIVE:
+        return
+    for name in names:
+        of, path = parse_name(name)
+        if of == source:
+            entry = Entry(path, Kind.FILE, record.size, UNKNOWN_TIME, 0, 0, 0, 0, 0, 0)
+            yield Known(entry, record.hash, Sha256(bytes(record.hash)), racy=True), record.content
+
+
+def _batches(items: Iterable) -> Iterator[list]:  # type: ignore[type-arg]
+    iterator = iter(items)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

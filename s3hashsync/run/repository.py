@@ -1,0 +1,147 @@
+"""What makes an object store and an index one repository: `repository.json` and the item `repository`.
+
+Decides when they belong together, and that nothing else runs when they do not: a mistyped table, a lost one or one restored to an
+older point has another incarnation, and writing to it would hide what was stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s3hashsync.core.model import Control, Rev
+from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused
+from s3hashsync.stores.base import Index, IndexReader, ObjectReader, ObjectStore, Write
+
+FORMAT = 1
+DOCUMENT = "repository.json"
+ITEM = "repository"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What `repository.json` says. `incarnation` is the index's: it changes when the index is made anew."""
+
+    id: str
+    incarnation: str
+    created: int
+    hash: str = "sha256"
+    encryption: str = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """An object store and an index that were found to belong together."""
+
+    identity: Identity
+    objects: ObjectStore
+    index: Index
+
+
+def open_repository(objects: ObjectStore, index: Index) -> Repository:
+    """Raises `NoRepository`, or `Refused` when the two halves are not of one repository."""
+    identity = read_identity(objects)
+    if identity is None:
+        raise NoRepository("there is no repository yet", "s3hashsync init makes one")
+    check_incarnation(identity, index)
+    return Repository(identity, objects, index)
+
+
+def check_incarnation(identity: Identity, index: IndexReader) -> None:
+    item = index.read([ITEM]).get(ITEM)
+    if item is None:
+        raise Refused(
+            "the index is empty, but the object store holds a repository",
+            "is the index's address right? if the index is lost, make it anew from the run logs: s3hashsync rebuild --index",
+        )
+    if not isinstance(item, Control) or item.get("id") != identity.id:
+        raise Refused(
+            "the index belongs to another repository than the object store", "check objects: and index: in the configuration"
+        )
+    if item.get("incarnation") != identity.incarnation:
+        raise Refused(
+            "the index is not the one that this repository uses now (an older copy?)",
+            "point index: at the present one, or make it anew from the run logs: s3hashsync rebuild --index",
+        )
+
+
+def read_identity(objects: ObjectReader) -> Identity | None:
+    try:
+        data = objects.read_document(DOCUMENT)
+    except Missing:
+        return None
+    return _parse(data)
+
+
+def initialise(
+    objects: ObjectStore, index: Index, now: int, entropy: Callable[[int], bytes]
+) -> tuple[Identity, bool]:
+    """Make the repository, or find that it is there; answers whether it is new. The item comes first, so that a process that
+    dies in between is completed by the next `init`; an empty index is never made beside an existing `repository.json`."""
+    identity = read_identity(objects)
+    if identity is not None:
+        check_incarnation(identity, index)
+        return identity, False
+    identity = _claim(index, now, entropy)
+    try:
+        objects.create_document(DOCUMENT, _render(identity))
+    except AlreadyThere:
+        found = read_identity(objects)
+        if found is None or found.id != identity.id:
+            raise Refused("another init made a repository here at this very moment", "run init again") from None
+        return found, False
+    return identity, True
+
+
+def _claim(index: Index, now: int, entropy: Callable[[int], bytes]) -> Identity:
+    item = index.read([ITEM]).get(ITEM)
+    if item is None:
+        identity = Identity(entropy(16).hex(), entropy(8).hex(), now)
+        write = Write(control_item(identity, Rev(entropy(12))), None)
+        (outcome,) = index.write([write])
+        if outcome.written:
+            return identity
+        item = outcome.found
+    if not isinstance(item, Control) or not item.get("id"):
+        raise Corrupt("the item `repository` of the index is damaged")
+    return Identity(item.get("id"), item.get("incarnation"), int(item.get("created", "0")))
+
+
+def control_item(identity: Identity, rev: Rev) -> Control:
+    fields = (("id", identity.id), ("incarnation", identity.incarnation), ("created", str(identity.created)))
+    return Control(ITEM, rev, (*fields, ("format", str(FORMAT))))
+
+
+def _render(identity: Identity) -> bytes:
+    body = {
+        "s3hashsync": "repository",
+        "format": FORMAT,
+        "id": identity.id,
+        "incarnation": identity.incarnation,
+        "created": identity.created,
+        "hash": identity.hash,
+        "encryption": identity.encryption,
+    }
+    return json.dumps(body, indent=2).encode() + b"\n"
+
+
+def _parse(data: bytes) -> Identity:
+    try:
+        body = json.loads(data)
+        if body["s3hashsync"] != "repository":
+            raise KeyError
+        if int(body["format"]) > FORMAT:
+            raise Corrupt(
+                f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync"
+            )
+        return Identity(
+            str(body["id"]), str(body["incarnation"]), int(body["created"]), str(body["hash"]), str(body["encryption"])
+        )
+    except (ValueError, KeyError, TypeError):
+        raise Corrupt(f"{DOCUMENT} is damaged", "restore it from an older version of the object") from None
+
+
+def replace_identity(objects: ObjectStore, identity: Identity) -> None:
+    """After the index was made anew under another incarnation."""
+    objects.replace_document(DOCUMENT, _render(identity))
