@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3hashsync.config import Config, DynamoUrl, FolderUrl, S3Url, SqliteUrl, find_config, load
+from s3hashsync.errors import Denied, Missing, NoRepository, Refused
 from s3hashsync.run.backup import Job
 from s3hashsync.run.progress import Progress, Stop
-from s3hashsync.run.repository import Repository, open_repository
+from s3hashsync.run.repository import STORE, SUFFIX, Repository, open_repository, read_identity
 from s3hashsync.stores.base import Index, ObjectStore
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.retrying import RetryEvent, RetryingIndex, RetryingObjects, RetryPolicy
@@ -55,15 +56,18 @@ def opened_stores(
 ) -> Iterator[Stores]:
     """Both stores, behind the retrying wrapper. `create`: a folder or index file that is not there is made."""
     with ExitStack() as stack:
-        aws = connect_aws(config, environ) if _needs_aws(config) else None
+        aws = connect_aws(config, environ) if needs_aws(config) else None
         policy = RetryPolicy()
         hook = _told(progress)
         objects = _objects(config, aws, stack, create=create)
+        if not create and read_identity(objects) is None:
+            raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
         index = _index(config, aws, stack, create=create)
         yield Stores(RetryingObjects(objects, policy, hook), RetryingIndex(index, policy, hook), aws)
 
 
-def _needs_aws(config: Config) -> bool:
+def needs_aws(config: Config) -> bool:
+    """Whether either half of the repository lies in AWS or behind its interfaces."""
     return isinstance(config.repository.objects, S3Url) or isinstance(config.repository.index, DynamoUrl)
 
 
@@ -92,23 +96,51 @@ def connect_aws(config: Config, environ: Mapping[str, str]) -> Aws:
 def _objects(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool) -> ObjectStore:
     url = config.repository.objects
     if isinstance(url, FolderUrl):
-        store = LocalObjects(url.path, create=create)
+        try:
+            store = LocalObjects(url.path, create=create)
+        except Missing as error:
+            hint = "is the disk mounted? s3hashsync init makes a new repository"
+            raise NoRepository(f"there is no repository at {url.path}", hint) from error
         stack.callback(store.close)
         store.tidy()
         return store
+    assert aws is not None
+    return open_s3(aws, url, create=create)
+
+
+def open_s3(aws: Aws, url: S3Url, *, create: bool) -> ObjectStore:
+    """The bucket in the mode that its repository was made for; a new repository uses versions where the bucket has them."""
     from s3hashsync.stores.s3 import S3Objects
     from s3hashsync.stores.s3_setup import Versioning, versioning_of
 
-    assert aws is not None
     client = aws.s3()
-    versioned = versioning_of(client, url.bucket) is Versioning.ON
-    return S3Objects(client, url.bucket, url.prefix, versioned=versioned)
+    plain = S3Objects(client, url.bucket, url.prefix, versioned=False)
+    identity = read_identity(plain)
+    try:
+        now = versioning_of(client, url.bucket)
+    except Denied:
+        # A role that may not look: what init found is what counts.
+        now = Versioning.OFF if identity and identity.versions == SUFFIX else Versioning.ON
+    if identity and identity.versions == STORE and now is not Versioning.ON:
+        raise Refused(
+            f"versioning is {now.value.lower() or 'off'} on bucket {url.bucket}, but this repository relies on it",
+            "switch it on again: aws s3api put-bucket-versioning --versioning-configuration Status=Enabled --bucket"
+            f" {url.bucket}",
+        )
+    suffixed = identity.versions == SUFFIX if identity else now is not Versioning.ON
+    return plain if suffixed else S3Objects(client, url.bucket, url.prefix, versioned=True)
 
 
 def _index(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool) -> Index:
     url = config.repository.index
     if isinstance(url, SqliteUrl):
-        index = SqliteIndex(url.path, create=create)
+        try:
+            index = SqliteIndex(url.path, create=create)
+        except Missing as error:
+            raise Refused(
+                f"the repository is there, but its index {url.path} is not",
+                "is index: right? if the index is lost, make it anew from the run logs: s3hashsync rebuild --index",
+            ) from error
         stack.callback(index.close)
         return index
     from s3hashsync.stores.dynamodb import DynamoIndex
@@ -150,3 +182,56 @@ def make_job(
         entropy=os.urandom,
         threads=LOCAL_THREADS if local else config.upload_threads,
     )
+
+
+# Looking at the stores themselves, for `init`, `doctor` and the start of every apply
+
+Found = tuple[str, str, str | None]
+"""Severity (`ok`, `created`, `warning`, `refused`), what, hint."""
+
+
+def prepare_stores(config: Config, environ: Mapping[str, str], *, recovery: bool) -> list[Found]:
+    """Create what is missing of bucket and table, and look at everything."""
+    from s3hashsync.stores.dynamodb_setup import prepare_table
+    from s3hashsync.stores.s3_setup import BucketAt, prepare_bucket
+
+    aws = connect_aws(config, environ)
+    objects, index = config.repository.objects, config.repository.index
+    findings = prepare_bucket(aws.s3(), BucketAt(objects.bucket, objects.prefix)) if isinstance(objects, S3Url) else []
+    if isinstance(index, DynamoUrl):
+        findings = [*findings, *prepare_table(aws.dynamodb(), index.table, point_in_time_recovery=recovery)]
+    return [(f.severity, f.what, f.hint) for f in findings]
+
+
+def check_stores(config: Config, environ: Mapping[str, str]) -> list[Found]:
+    """Look at bucket and table; nothing for embedded stores."""
+    if not needs_aws(config):
+        return []
+    from s3hashsync.stores.dynamodb_setup import inspect_table
+    from s3hashsync.stores.s3_setup import BucketAt, inspect_bucket
+
+    aws = connect_aws(config, environ)
+    objects, index = config.repository.objects, config.repository.index
+    findings = inspect_bucket(aws.s3(), BucketAt(objects.bucket, objects.prefix)) if isinstance(objects, S3Url) else []
+    if isinstance(index, DynamoUrl):
+        findings = [*findings, *inspect_table(aws.dynamodb(), index.table)]
+    return [(f.severity, f.what, f.hint) for f in findings]
+
+
+def refuse_what_breaks(config: Config, environ: Mapping[str, str]) -> None:
+    """Before every apply: what breaks the write protocol's invariants (suspended versions, expiring rules) is refused."""
+    for severity, what, hint in check_stores(config, environ):
+        if severity == "refused":
+            raise Refused(what, hint)
+
+
+def iam_policies(config: Config) -> list[tuple[str, str]]:
+    """The rights of each role, as JSON."""
+    from s3hashsync.stores.iam import Place, Role, policy
+
+    objects, index = config.repository.objects, config.repository.index
+    if not isinstance(objects, S3Url):
+        return []
+    table = index.table if isinstance(index, DynamoUrl) else None
+    place = Place(objects.bucket, objects.prefix, table)
+    return [(role.value, policy(role, place)) for role in Role]

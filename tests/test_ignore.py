@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3hashsync.core.ignore import NOT_EXCLUDED, DeadNegation, Rule, Rules, Verdict, dead_negations, split_lines
+from s3hashsync.core.ignore import (
+    NOT_EXCLUDED,
+    DeadNegation,
+    Rule,
+    Rules,
+    Verdict,
+    dead_negations,
+    split_lines,
+)
 
 CASES = Path(__file__).parent / "ignore_cases" / "cases.txt"
 GIT = shutil.which("git")
@@ -68,7 +76,7 @@ def test_git_agrees(case: Case, tmp_path: Path) -> None:
     (tmp_path / ".git" / "info").mkdir(exist_ok=True)
     (tmp_path / ".git" / "info" / "exclude").write_bytes(b"".join(line + b"\n" for line in case.exclude))
     root = os.fsencode(tmp_path)
-    contents = {path: b"" for path in case.paths} | {p: b"\n".join(lines) for p, lines in case.files.items()}
+    contents = dict.fromkeys(case.paths, b"") | {p: b"\n".join(lines) for p, lines in case.files.items()}
     for path, content in contents.items():
         os.makedirs(os.path.dirname(os.path.join(root, path)), exist_ok=True)
         with open(os.path.join(root, path), "wb") as file:
@@ -85,7 +93,9 @@ def test_the_verdict_names_the_line() -> None:
     assert rules.verdict(b"keep.tmp", is_dir=False) == Verdict(False, Rule("!keep.tmp", "exclude", 3))
     assert rules.verdict(b"keep.tmp~", is_dir=False) == Verdict(True, Rule("~$", "exclude_regex", 1))
     assert inner.verdict(b"sub/x.bak", is_dir=False) == Verdict(True, Rule("*.bak", "sub/.gitignore", 2))
-    assert inner.verdict(b"sub/old.bak", is_dir=False) == Verdict(False, Rule("!old.bak", "sub/.backupignore", 1))
+    assert inner.verdict(b"sub/old.bak", is_dir=False) == Verdict(
+        False, Rule("!old.bak", "sub/.backupignore", 1)
+    )
     assert inner.verdict(b"sub/x.tmp", is_dir=False).excluded
     assert rules.verdict(b"other", is_dir=False) == NOT_EXCLUDED
     assert str(Rule("*.bak", "sub/.gitignore", 2)) == "sub/.gitignore:2: *.bak"
@@ -137,6 +147,18 @@ def test_many_patterns(count: int) -> None:
 def test_a_pattern_of_many_stars_ends() -> None:
     rules = Rules(["*a*a*a*a*b", "a**/**/**/**/c"])
     assert not rules.excluded(b"a" * 60, is_dir=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["?" * 8192, "[!a]" * 2048, "a" * 8192, "**/" * 2700 + "x", "*?" * 4000, "*a" * 4000, "x" * 1_000_000, "?/**/a/" * 1000],
+)
+def test_no_line_is_too_much(line: str) -> None:
+    """Ignore files come with the tree: no line of theirs may stop the backup."""
+    rules = Rules(["first", line, "last", *["[!x]" * 200 + str(number) for number in range(300)]])
+    assert rules.excluded(b"last", is_dir=False)
+    assert rules.excluded(b"first", is_dir=False)
+    assert not rules.excluded(b"a/b/c", is_dir=False)
 
 
 def test_lines_of_a_file() -> None:

@@ -142,7 +142,9 @@ def test_changed_between_the_plan_and_the_opening(
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["before the first chunk", "between chunks", "after the last"])
-def test_changed_while_it_is_read(folder: bytes, change: Callable[[bytes], None], moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_while_it_is_read(
+    folder: bytes, change: Callable[[bytes], None], moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(os.fsdecode(folder))
     write(b"f", b"x" * (2 * CHUNK))
     os.utime(b"f", ns=(0, 1_000))
@@ -198,7 +200,10 @@ def test_a_writer_at_work_never_yields_a_mixture(folder: bytes) -> None:
 
 def test_a_reading_that_stops_early_is_no_reading(folder: bytes) -> None:
     facts = write(folder + b"/f", b"x" * 10)
-    with pytest.raises(ChangedUnderfoot, match="not read to its end"), open_stable(folder + b"/f", facts) as file:
+    with (
+        pytest.raises(ChangedUnderfoot, match="not read to its end"),
+        open_stable(folder + b"/f", facts) as file,
+    ):
         file.read(3)
 
 

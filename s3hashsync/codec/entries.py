@@ -10,8 +10,8 @@ import base64
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from s3hashsync.core.model import Content, ContentHash, Entry, Kind
 from s3hashsync.codec.location import decode_location, encode_location
+from s3hashsync.core.model import Content, ContentHash, Entry, Kind
 from s3hashsync.errors import Corrupt
 
 Json: TypeAlias = "dict[str, object]"

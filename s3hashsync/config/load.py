@@ -23,7 +23,8 @@ def find_config(cwd: str, environ: Mapping[str, str]) -> str:
     """The path of the configuration, where the command line names none.
 
     The file that S3HASHSYNC_CONFIG names is taken whether it is there or not: to fall back on another one
-    silently would back up something else than was asked for. A broken link counts as there for the same reason.
+    silently would back up something else than was asked for. A broken link counts as there, for the same
+    reason.
     """
     if named := environ.get("S3HASHSYNC_CONFIG"):
         return os.path.join(cwd, named)

@@ -22,8 +22,9 @@ from s3hashsync.core.wildmatch import literal_folders, parse_line, to_regex
 ORIGIN_EXCLUDE = "exclude"
 ORIGIN_REGEX = "exclude_regex"
 
-_CHUNK = 400
-"""Patterns in one compiled set. re2 gives up, silently, on a set too large for its memory budget."""
+_CHUNK_PATTERNS = 400
+_CHUNK_LENGTH = 20_000
+"""What one compiled set may hold, in patterns and in characters: re2 refuses what is too large for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,22 @@ def _compile(lines: tuple[bytes, ...]) -> _Compiled:
 
 
 def _chunks(patterns: Sequence[tuple[int, RegexPattern]]) -> tuple[_Chunk, ...]:
-    chunks = []
-    for start in range(0, len(patterns), _CHUNK):
-        part = patterns[start : start + _CHUNK]
-        spec: _Spec = PathSpec([pattern for _, pattern in part], backend=_BACKEND)
-        negates = any(not pattern.include for _, pattern in part)
-        chunks.append(_Chunk(spec, tuple(number for number, _ in part), negates))
-    return tuple(reversed(chunks))
+    parts: list[list[tuple[int, RegexPattern]]] = []
+    room = 0
+    for number, pattern in patterns:
+        length = len(pattern.regex.pattern) if pattern.regex else 0
+        if not parts or length > room or len(parts[-1]) == _CHUNK_PATTERNS:
+            parts.append([])
+            room = _CHUNK_LENGTH
+        parts[-1].append((number, pattern))
+        room -= length
+    return tuple(_chunk(part) for part in reversed(parts))
+
+
+def _chunk(part: Sequence[tuple[int, RegexPattern]]) -> _Chunk:
+    spec: _Spec = PathSpec([pattern for _, pattern in part], backend=_BACKEND)
+    negates = any(not pattern.include for _, pattern in part)
+    return _Chunk(spec, tuple(number for number, _ in part), negates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SLASH = 0x2F
+LONGEST = 8192
+"""Bytes in a line. Here git would go on; but whoever may write an ignore file must not stop the backup with it."""
+
 _SPECIAL = frozenset(b"*?[\\")
 _ALL = frozenset(range(1, 256))
 _SPACE = frozenset(b" \t\n\r")  # git's own ctype: no vertical tab, no form feed
@@ -51,8 +54,8 @@ class Glob:
 
 
 def parse_line(line: bytes) -> Glob | None:
-    """None for what is no pattern: an empty line, a comment."""
-    if not line or line.startswith(b"#"):
+    """None for what is no pattern: an empty line, a comment, and a line that no path is long enough for."""
+    if not line or line.startswith(b"#") or len(line) > LONGEST:
         return None
     body = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
     negated = body.startswith(b"!")
@@ -146,6 +149,9 @@ def _stars(pattern: bytes, start: int) -> tuple[str, int]:
     if at - start < 2 or not own_component or (rest and not rest.startswith((b"/", b"\\/"))):
         return "[^/]*", at
     if rest.startswith(b"/"):
+        # `**/**/` says no more than `**/`, but an engine that goes back and forth would never end with it.
+        while pattern[at + 1 : at + 4] == b"**/":
+            at += 3
         return "(?s:.*/)?", at + 1
     return "(?s:.*)", at
 

@@ -140,7 +140,7 @@ def apply_to_name(folder_fd: int, name: bytes, entry: Entry) -> list[MetadataPro
             os.setxattr(path, attribute, value, follow_symlinks=False)
     if entry.kind is not Kind.SYMLINK:
         with problems.of("mode"):
-            _chmod(folder_fd, name, mode)
+            chmod_name(folder_fd, name, mode)
     with problems.of("times"):
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=folder_fd, follow_symlinks=False)
@@ -184,11 +184,17 @@ def _owner(entry: Entry, problems: _Problems, chown: Callable[[int, int], None])
     return entry.mode & ~_SET_ID
 
 
-def _chmod(folder_fd: int, name: bytes, mode: int) -> None:
+def chmod_name(folder_fd: int, name: bytes, mode: int) -> None:
+    """Change the mode of what has this name in the folder, and of nothing that a symlink points to."""
     if os.chmod in os.supports_follow_symlinks and os.chmod in os.supports_dir_fd:
         os.chmod(name, mode, dir_fd=folder_fd, follow_symlinks=False)
-    elif not stats.S_ISLNK(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode):
-        os.chmod(name, mode, dir_fd=folder_fd)
+        return
+    # Linux has no such call; but a descriptor that only names its file has a path that leads nowhere else.
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+    finally:
+        os.close(fd)
 
 
 @lru_cache(maxsize=4096)

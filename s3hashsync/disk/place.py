@@ -22,7 +22,7 @@ from itertools import count
 from types import TracebackType
 
 from s3hashsync.core.model import Entry, Kind
-from s3hashsync.disk.metadata import MetadataProblem, apply_to_name, apply_to_open
+from s3hashsync.disk.metadata import MetadataProblem, apply_to_name, apply_to_open, chmod_name
 from s3hashsync.errors import Corrupt, NoSpace, Refused, S3HashSyncError
 
 TEMPORARY_PREFIX = b".s3hashsync-"
@@ -140,9 +140,10 @@ class Placer:
 
     def place_hardlink(self, path: bytes, to_path: bytes) -> Outcome:
         """Another name for a file that was placed before."""
+        _components(path)
+        *to_above, to_name = _components(to_path)
         with self._named(path):
-            to_name = _components(to_path)[-1]
-            to_folder = self._open_folder(b"/".join(_components(to_path)[:-1]), create=False)
+            to_folder = self._open_folder(b"/".join(to_above), create=False)
             try:
                 there = _lstat(to_folder, to_name)
                 if there is None or not stats.S_ISREG(there.st_mode):
@@ -219,7 +220,7 @@ class Placer:
     def _make_writable(self, folder: int, name: bytes, there: os.stat_result) -> None:
         """A second restore over a read-only folder of its own would fail; `finish_dir` takes this back."""
         if self._overwrite and there.st_uid == os.geteuid() and there.st_mode & 0o700 != 0o700:
-            os.chmod(name, stats.S_IMODE(there.st_mode) | 0o700, dir_fd=folder)
+            chmod_name(folder, name, stats.S_IMODE(there.st_mode) | 0o700)
 
     def _keeps(self, folder: int, name: bytes) -> bool:
         return not self._overwrite and _lstat(folder, name) is not None

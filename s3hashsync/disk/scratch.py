@@ -17,11 +17,10 @@ from s3hashsync.core.model import ContentHash, Entry, Kind, RecordState, Sha256
 
 _SCHEMA = """
 CREATE TABLE changes (
-    n INTEGER PRIMARY KEY, source INTEGER NOT NULL, path BLOB NOT NULL, verdict TEXT NOT NULL, entry BLOB, is_file INTEGER NOT NULL,
-    hash BLOB, sha256 BLOB, before_kind TEXT, before_size INTEGER, before_hashes BLOB, rule TEXT NOT NULL, needs_hash INTEGER NOT NULL
-);
-CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID;
-CREATE TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
+    n INTEGER PRIMARY KEY, source INTEGER NOT NULL, path BLOB NOT NULL, verdict TEXT NOT NULL, entry BLOB, is_file INTEGER NOT
+    NULL, hash BLOB, sha256 BLOB, before_kind TEXT, before_size INTEGER, before_hashes BLOB, rule TEXT NOT NULL, needs_hash
+    INTEGER NOT NULL ); CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID; CREATE
+    TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
 """
 
 _PAIR = """

@@ -1,7 +1,7 @@
 """The local state of one source: what the last acknowledged run left, in SQLite.
 
-It is a cache: deleting it costs time, never a result. Decides the tables and what is durable when: `mark` survives a power failure
-before it returns, so does `settle`. Knows neither the index nor the object store.
+It is a cache: deleting it costs time, never a result. Decides the tables and what is durable when: `mark` survives a power
+failure before it returns, so does `settle`. Knows neither the index nor the object store.
 
 Rows are keyed by the path with NUL for slash, so that SQLite's byte order is the order of the walk.
 """
@@ -341,7 +341,7 @@ def _file_row(known: Known) -> tuple[object, ...]:
         int(known.racy),
         known.hash,
         # Without encryption the hash is the SHA-256: kept once.
-        None if known.sha256 == known.hash else known.sha256,
+        None if known.hash is not None and known.sha256 == bytes(known.hash) else known.sha256,
         _extra(e),
     )
 

@@ -1,7 +1,7 @@
 """`plan` and `apply`: gather, compile, and hand the steps to the executor.
 
-Decides which guards stand before a plan is applied, and when a saved plan is too old. A dry run is not a flag here: it is a plan that
-is not applied.
+Decides which guards stand before a plan is applied, and when a saved plan is too old. A dry run is not a flag here: it is a
+plan that is not applied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s3hashsync.disk.scratch import Scratch
 from s3hashsync.errors import Refused, S3HashSyncError
 from s3hashsync.run.executor import RunContext, SourceExecutor
 from s3hashsync.run.gather import Gathering, check_source, gather, look_up, note_mount
-from s3hashsync.run.history import newest_key, new_run_id
+from s3hashsync.run.history import new_run_id, newest_key
 from s3hashsync.run.lease import SourceFacts, acquire, all_sources
 from s3hashsync.run.ledger import Ledger, Terms
 from s3hashsync.run.progress import Progress, Stop
@@ -150,7 +150,8 @@ def _header(job: Job, headers: list[SourceHeader]) -> PlanHeader:
 
 
 def mass_changes(config: Config, plan: Plan, sessions: dict[str, Session]) -> tuple[MassChange, ...]:
-    """The sources of which the plan removes, or newly excludes, more than the share and the number of files that the guard allows."""
+    """The sources of which the plan removes, or newly excludes, more than the share and the number of files that the guard
+    allows."""
     removed = dict.fromkeys(sessions, 0)
     for step in plan.steps():
         if isinstance(step, RemoveName | ExcludeName) and step.kind is Kind.FILE:

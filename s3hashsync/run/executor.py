@@ -6,7 +6,8 @@ The order is the crash-safety argument, and it is this:
 3 what was done goes into a run-log segment, which is stored;
 4 only now names are removed (the ledger's REMOVE);
 5 the rows are clean, and the state stands on the new segment.
-Any prefix of this, abandoned, loses nothing, and the next plan converges. Decides nothing about what should be done: that is the plan.
+Any prefix of this, abandoned, loses nothing, and the next plan converges. Decides nothing about what should be done: that is
+the plan.
 """
 
 from __future__ import annotations
@@ -233,7 +234,8 @@ class SourceExecutor:
         return replace(before, head=key, pending="")
 
     def _checkpoint_if_due(self) -> None:
-        """When more was logged than the source has entries, reading the log from the last checkpoint costs more than a new one."""
+        """When more was logged than the source has entries, reading the log from the last checkpoint costs more than a new
+        one."""
         state = self._c.state
         forced = state.note("checkpoint") == "1" or state.note("rewrite") == "1"
         logged = int(state.note("logged") or 0)

@@ -1,7 +1,7 @@
 """From disk and state to changes: walk, compare, hash what has to be hashed, ask the index about what was found.
 
-Decides what is looked at again, and that what could not be looked at keeps what is known of it. Writes nothing but the source's own
-state. Compiling the changes to steps is `core.compile`'s.
+Decides what is looked at again, and that what could not be looked at keeps what is known of it. Writes nothing but the
+source's own state. Compiling the changes to steps is `core.compile`'s.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Decides the lines, the keys and which chain counts. A source's logs alone rebuil
 restore without the program needs. Knows nothing of plans; the executor hands it entries.
 
 A segment is: a header line, then a line for every path that changed (an entry with its content's location, or a removal), then a
-footer with the number of lines, so that a cut segment is noticed. `was` names the hashes that the path was under and is taken from
-after the segment is stored.
+footer with the number of lines, so that a cut segment is noticed. `was` names the hashes that the path was under and is taken
+from after the segment is stored.
 """
 
 from __future__ import annotations

@@ -355,7 +355,8 @@ class Ledger:
         return replace(record, state=state, names=rest, buckets=buckets, expiration=expiration)
 
     def _mark(self, trashed: Mapping[ContentHash, Rev]) -> None:
-        """Delete markers for people and lifecycle rules: advice, never the truth, so a failure here is not a failure of the run."""
+        """Delete markers for people and lifecycle rules: advice, never the truth, so a failure here is not a failure of the
+        run."""
         if not trashed or not self._objects.versioned or self._terms.append_only:
             return
         marked = []

@@ -1,7 +1,7 @@
 """The local state made anew: from the run logs (then nothing is hashed), or from the index (then every file is hashed once).
 
-Decides which rows the state gets. What the newest segment was about to remove from the index may still be there after a crash: such
-paths are marked, so that the next run settles them. Reads the repository, writes the state alone.
+Decides which rows the state gets. What the newest segment was about to remove from the index may still be there after a
+crash: such paths are marked, so that the next run settles them. Reads the repository, writes the state alone.
 """
 
 from __future__ import annotations

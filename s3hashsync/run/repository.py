@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3hashsync.core.model import Control, Rev
 from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused
@@ -17,17 +17,21 @@ from s3hashsync.stores.base import Index, IndexReader, ObjectReader, ObjectStore
 FORMAT = 1
 DOCUMENT = "repository.json"
 ITEM = "repository"
+STORE, SUFFIX = "store", "suffix"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What `repository.json` says. `incarnation` is the index's: it changes when the index is made anew."""
+    """What `repository.json` says. `incarnation` is the index's: it changes when the index is made anew. `versions` is who keeps
+    versions apart: the store, or a suffix of the key; it is fixed at init, for a bucket whose versioning is switched on later
+    still has the old keys."""
 
     id: str
     incarnation: str
     created: int
     hash: str = "sha256"
     encryption: str = "off"
+    versions: str = STORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def initialise(
     if identity is not None:
         check_incarnation(identity, index)
         return identity, False
-    identity = _claim(index, now, entropy)
+    identity = replace(_claim(index, now, entropy), versions=STORE if objects.versioned else SUFFIX)
     try:
         objects.create_document(DOCUMENT, _render(identity))
     except AlreadyThere:
@@ -122,6 +126,7 @@ def _render(identity: Identity) -> bytes:
         "created": identity.created,
         "hash": identity.hash,
         "encryption": identity.encryption,
+        "versions": identity.versions,
     }
     return json.dumps(body, indent=2).encode() + b"\n"
 
@@ -136,7 +141,12 @@ def _parse(data: bytes) -> Identity:
                 f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync"
             )
         return Identity(
-            str(body["id"]), str(body["incarnation"]), int(body["created"]), str(body["hash"]), str(body["encryption"])
+            id=str(body["id"]),
+            incarnation=str(body["incarnation"]),
+            created=int(body["created"]),
+            hash=str(body["hash"]),
+            encryption=str(body["encryption"]),
+            versions=str(body["versions"]),
         )
     except (ValueError, KeyError, TypeError):
         raise Corrupt(f"{DOCUMENT} is damaged", "restore it from an older version of the object") from None

@@ -1,7 +1,7 @@
 """A source, opened for work on this host: its lock file, its state, and whether that state may be believed.
 
-Decides when the state is rebuilt by itself (it is missing, or stands on another head), and when nothing but `rebuild` may run (the
-run logs are newer than the index: somebody restored an old table). Writes nothing to the repository.
+Decides when the state is rebuilt by itself (it is missing, or stands on another head), and when nothing but `rebuild` may run
+(the run logs are newer than the index: somebody restored an old table). Writes nothing to the repository.
 """
 
 from __future__ import annotations

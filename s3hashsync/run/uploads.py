@@ -1,8 +1,9 @@
 """Storing contents: read, hash again, encode, put; and finding again what a dead process had put.
 
-Decides how a content travels (in one put, or in parts) and what is believed of an earlier attempt. An attempt is written down durably
-before it is made, with the rev that its record had: so a version that was stored just before a crash is named by the next run as the
-dead process would have done, on that very rev, and is not stored twice. Names nothing itself; that is the ledger's.
+Decides how a content travels (in one put, or in parts) and what is believed of an earlier attempt. An attempt is written down
+durably before it is made, with the rev that its record had: so a version that was stored just before a crash is named by the
+next run as the dead process would have done, on that very rev, and is not stored twice. Names nothing itself; that is the
+ledger's.
 """
 
 from __future__ import annotations

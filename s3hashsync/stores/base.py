@@ -124,7 +124,8 @@ class ObjectStore(ObjectReader, Protocol):
         """O8 Deletes exactly this version, for good; an absent one is fine."""
 
     def mark(self, stem: str) -> None:
-        """O10 Put a delete marker on top, unless one is on top already; nothing on a store without versions. No version is lost."""
+        """O10 Put a delete marker on top, unless one is on top already; nothing on a store without versions. No version is
+        lost."""
 
     def unmark(self, stem: str) -> None:
         """O11 Remove the delete markers of this stem; no version is lost."""

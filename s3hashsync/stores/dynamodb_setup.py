@@ -1,8 +1,8 @@
 """The table: making it, and whether it is as the index needs it.
 
 Decides which settings are right, which are only a missing protection, and which break the invariants of the
-write protocol and are refused. Changes nothing of a table that is there already, but for point-in-time recovery
-when that is asked for. Knows nothing of items.
+write protocol and are refused. Of a table that is there already it changes nothing, but for point-in-time
+recovery when that is asked for. Knows nothing of items.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def _recovery(client: Any, table: str) -> Iterator[Finding]:
         yield Finding("ok", "point-in-time recovery is on")
     else:
         # No warning: it costs money, and the index can be rebuilt from the run logs.
-        hint = "`aws dynamodb update-continuous-backups` switches it on; the run logs can rebuild the index too"
+        hint = (
+            "`aws dynamodb update-continuous-backups` switches it on; the run logs can rebuild the index too"
+        )
         yield Finding("ok", "point-in-time recovery is off", hint)
 
 

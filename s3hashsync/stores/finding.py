@@ -1,7 +1,7 @@
 """What looking at a bucket or a table brought to light, and how looking and setting up may fail.
 
-Decides that what a server does not know, and what may not be looked at, is a warning. Knows neither buckets nor
-tables.
+Decides that what a server does not know, and what may not be looked at, is a warning. Knows neither buckets
+nor tables.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The bucket: making it, and whether it is as the repository needs it.
 
 Decides which settings are right, which are only a missing protection, and which break the invariants of the
-write protocol and are refused. Never changes a policy or a lifecycle rule that is there already: what differs is
-reported. Knows nothing of what is stored.
+write protocol and are refused. Never changes a policy or a lifecycle rule that is there already: what differs
+is reported. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _abort_uploads(client: Any, at: BucketAt) -> None:
 
 
 def _is_unset(ask: Callable[[], Any]) -> bool:
-    """Whether the bucket certainly has no such setting. Where that cannot be told, nothing is to be set up."""
+    """Whether the bucket certainly has no such setting. Where that cannot be told, nothing is set up."""
     try:
         with translated("looking at the bucket"):
             return not _asked(ask)
@@ -220,9 +220,7 @@ def _public_access(client: Any, bucket: str) -> Iterator[Finding]:
     if all(blocks.get(name) for name in _BLOCKS):
         yield Finding("ok", "public access is blocked")
     else:
-        yield Finding(
-            "warning", "missing protection: public access is not blocked entirely", "block all of it"
-        )
+        yield Finding("warning", "missing protection: public access is not blocked entirely", "block all of it")
 
 
 def _policy(client: Any, bucket: str) -> Iterator[Finding]:
@@ -238,8 +236,7 @@ def _demands_tls(document: Any) -> bool:
     statements = document.get("Statement", [])
     return any(
         statement.get("Effect") == "Deny"
-        and str(statement.get("Condition", {}).get("Bool", {}).get("aws:SecureTransport", "")).lower()
-        == "false"
+        and str(statement.get("Condition", {}).get("Bool", {}).get("aws:SecureTransport", "")).lower() == "false"
         for statement in (statements if isinstance(statements, list) else [statements])
     )
 
@@ -248,6 +245,4 @@ def _replication(client: Any, bucket: str) -> Iterator[Finding]:
     answer = _asked(lambda: client.get_bucket_replication(Bucket=bucket))
     if answer.get("ReplicationConfiguration"):
         hint = "the replica keeps, and bills, what `clean` removes here: it needs a lifecycle rule of its own"
-        yield Finding(
-            "warning", "the bucket is replicated, and replicas do not receive deletes of versions", hint
-        )
+        yield Finding("warning", "the bucket is replicated, and replicas do not receive deletes of versions", hint)

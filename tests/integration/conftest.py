@@ -1,7 +1,7 @@
 """Servers for the integration tests: each starts once and serves them all.
 
-These tests are collected only when they are asked for (`pytest -m integration`, as `make integration` does). A server that
-is not installed is then an error, never a skip.
+These tests are collected only when they are asked for (`pytest -m integration`, as `make integration` does).
+A server that is not installed is then an error, never a skip.
 """
 
 from __future__ import annotations

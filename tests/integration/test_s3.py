@@ -1,4 +1,4 @@
-"""What the S3 adapter alone has: failures of a real server, uploads taken up again, listings in pages, markers."""
+"""What the S3 adapter alone has: failures of a real server, uploads taken up again, pages, markers."""
 
 from __future__ import annotations
 

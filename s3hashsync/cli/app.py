@@ -1,0 +1,189 @@
+"""The frame around every command: options, signals, errors, exit codes.
+
+Decides what a command gets (its `Context`) and that each failure becomes one message and one exit code. Commands register
+themselves on `cli`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from s3hashsync import __version__
+from s3hashsync.cli.output import Output
+from s3hashsync.cli.progress import Shown
+from s3hashsync.config import Config
+from s3hashsync.errors import ExitCode, Interrupted, S3HashSyncError
+from s3hashsync.run.backup import Job
+from s3hashsync.run.progress import Stop
+from s3hashsync.wiring import load_config, opened_job
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+@dataclass(slots=True)
+class Context:
+    """What every command gets. The configuration is read when it is first asked for."""
+
+    config_path: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    stop: Stop = field(default_factory=Stop)
+    exit_code: ExitCode = ExitCode.DONE
+    _output: Output | None = None
+
+    @property
+    def output(self) -> Output:
+        if self._output is None:
+            self._output = Output(as_json=self.as_json, verbosity=-1 if self.quiet else int(self.verbose))
+        return self._output
+
+    def config(self) -> Config:
+        return load_config(self.config_path, os.environ)
+
+    @contextmanager
+    def job(self, during: str) -> Iterator[tuple[Job, Shown]]:
+        """The opened repository, with progress on the terminal."""
+        config = self.config()
+        with Shown(self.output, during) as progress, opened_job(config, os.environ, progress, self.stop) as job:
+            yield job, progress
+
+    @property
+    def interactive(self) -> bool:
+        return sys.stdin.isatty() and sys.stdout.isatty() and not self.as_json
+
+
+pass_context = click.make_pass_decorator(Context, ensure=True)
+
+
+def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(context.ensure_object(Context), name, value)
+
+    return callback
+
+
+def common(function: _F) -> _F:
+    """The options that stand before the command as well as behind it."""
+    for decorate in (
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_store("verbose"), help="List every step."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_store("quiet"), help="Results and errors only."),
+        click.option("--json", is_flag=True, expose_value=False, callback=_store("as_json"), help="JSON lines on stdout."),
+        click.option(
+            "-c",
+            "--config",
+            metavar="FILE",
+            expose_value=False,
+            callback=_store("config_path"),
+            help="The configuration (default: backup.yaml here, then in the XDG configuration folder).",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+class _Commands(click.Group):
+    """Loads a command's module when it is called, so that `plan` does not pay for `restore`."""
+
+    _MODULES = {
+        "init": "setup",
+        "doctor": "setup",
+        "validate": "setup",
+        "schema": "setup",
+        "completion": "setup",
+        "plan": "backup",
+        "apply": "backup",
+        "show": "backup",
+        "why": "browse",
+        "status": "browse",
+        "ls": "browse",
+        "find": "browse",
+        "history": "browse",
+        "diff": "browse",
+        "restore": "restore",
+        "rebuild": "restore",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._MODULES:
+            return None
+        module = import_module(f"s3hashsync.cli.{self._MODULES[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="s3hashsync")
+@common
+def cli() -> None:
+    """Declarative backup to S3 cold storage: plan shows what would change, apply does exactly that."""
+
+
+def entry_point() -> None:
+    """Runs the program and exits with the code that the documentation promises."""
+    context = Context()
+    _listen(context.stop)
+    sys.exit(run(sys.argv[1:], context))
+
+
+def run(arguments: list[str], context: Context) -> int:
+    """The exit code of one command line; everything that can go wrong has been said."""
+    try:
+        cli.main(arguments, prog_name="s3hashsync", obj=context, standalone_mode=False)
+    except S3HashSyncError as error:
+        context.output.failure(error)
+        return int(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return int(ExitCode.USAGE)
+    except click.Abort:
+        context.output.failure(Interrupted("aborted: nothing was done"))
+        return int(ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        _usage(context, error)
+        return int(ExitCode.USAGE)
+    except KeyboardInterrupt:
+        context.output.failure(Interrupted("interrupted", "run the same command again: it goes on where it stopped"))
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; flushing at exit would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.ERROR)
+    return int(context.exit_code)
+
+
+def _usage(context: Context, error: click.ClickException) -> None:
+    hint = None
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"{error.ctx.command_path} --help"
+    failure = S3HashSyncError(error.format_message(), hint)
+    failure.exit_code = ExitCode.USAGE
+    context.output.failure(failure)
+
+
+def _listen(stop: Stop) -> None:
+    """The first Ctrl-C (or SIGTERM) brings what is under way to an acknowledged end, the second ends at once."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop:
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        stop.set()
+        sys.stderr.write("\nstopping after what is under way (again: at once)\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)

@@ -1,0 +1,183 @@
+"""`plan`, `apply` and `show`. Decides how they are called and what they print; the work is in `run.backup`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from s3hashsync.cli.app import Context, common, pass_context
+from s3hashsync.cli.output import Output, duration_text, plural, size_text
+from s3hashsync.cli.progress import Shown
+from s3hashsync.cli.render import emit_plan, print_plan, totals_fields
+from s3hashsync.core.plan import Plan, Problem
+from s3hashsync.errors import ExitCode, Incomplete, Interrupted, S3HashSyncError, UsageError
+from s3hashsync.run import backup
+from s3hashsync.run.backup import ApplyOptions, Job, MassChange, Planned, Summary
+from s3hashsync.wiring import refuse_what_breaks
+
+DETAILED_CHANGES = 2
+
+
+@click.command("plan")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("--out", metavar="FILE", help="Save the plan; `apply FILE` does that and nothing else.")
+@click.option("--detailed-exitcode", is_flag=True, help="0 no changes, 2 changes, 1 any error.")
+@common
+@pass_context
+def plan_command(context: Context, sources: tuple[str, ...], out: str | None, detailed_exitcode: bool) -> None:
+    """Show what apply would do. Writes nothing to the repository."""
+    try:
+        plan = _plan(context, sources, out)
+    except S3HashSyncError as error:
+        if detailed_exitcode and error.exit_code is not ExitCode.INTERRUPTED:
+            error.exit_code = ExitCode.ERROR
+        raise
+    if plan.problems:
+        message = f"{plural(len(plan.problems), 'path')} could not be read"
+        if detailed_exitcode:
+            raise S3HashSyncError(message)
+        raise Incomplete(message, "what is known of them stays as it is")
+    if detailed_exitcode and plan.totals.steps:
+        context.exit_code = ExitCode(DETAILED_CHANGES)
+
+
+def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
+    with context.job("plan") as (job, progress), backup.planned(job, sources) as work:
+        progress.stop()
+        _show(context.output, work)
+        if out:
+            backup.save(work.plan, out)
+            context.output.info(f"Saved to {out}. To take exactly these steps: s3hashsync apply {out}")
+        return work.plan
+
+
+def _show(output: Output, work: Planned) -> None:
+    if output.as_json:
+        emit_plan(output, work.plan)
+    else:
+        print_plan(output, work.plan)
+    for change in work.mass_changes:
+        output.warning(_mass_text(change))
+
+
+def _mass_text(change: MassChange) -> str:
+    return (
+        f"this removes {change.removed:,} of {change.files:,} files of source {change.source};"
+        " apply refuses it without --allow-mass-change"
+    )
+
+
+@click.command("apply")
+@click.argument("what", nargs=-1, metavar="[SOURCE]... | FILE")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--allow-mass-change", is_flag=True, help="Remove more of a source than the guard allows.")
+@click.option("--take-over", is_flag=True, help="This machine replaces the one that backed the source up before.")
+@common
+@pass_context
+def apply_command(
+    context: Context, what: tuple[str, ...], yes: bool, allow_mass_change: bool, take_over: bool
+) -> None:
+    """Plan and apply, or apply a saved plan."""
+    with context.job("backup") as (job, progress):
+        refuse_what_breaks(job.config, os.environ)
+        file = _plan_file(job, what)
+        options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
+        if file is not None:
+            with backup.reopened(job, backup.load(file)) as work:
+                _apply(context, job, work, options)
+            return
+        with backup.planned(job, what) as work:
+            progress.stop()
+            if not context.output.as_json:
+                _show(context.output, work)
+            if work.plan.totals.steps and not yes:
+                _confirm(context)
+            _apply(context, job, work, options)
+
+
+def _plan_file(job: Job, what: tuple[str, ...]) -> str | None:
+    """The saved plan that is meant, unless every word is a source. A source wins over a file of the same name."""
+    if len(what) == 1 and what[0] not in {source.name for source in job.config.sources} and os.path.isfile(what[0]):
+        return what[0]
+    return None
+
+
+def _confirm(context: Context) -> None:
+    if not context.interactive:
+        raise UsageError("there is nobody to ask whether to apply this plan", "say --yes, or apply a saved plan")
+    click.confirm("Apply this plan?", abort=True)
+
+
+def _apply(context: Context, job: Job, work: Planned, options: ApplyOptions) -> None:
+    output = context.output
+    progress = job.progress
+    assert isinstance(progress, Shown)
+    try:
+        summary, problems = backup.apply(job, work, options)
+    except Interrupted:
+        output.info("Stopped. What was acknowledged is stored.")
+        raise
+    progress.stop()
+    emit_summary(output, summary, problems)
+    if not output.as_json:
+        _print_summary(output, summary)
+    if problems:
+        raise Incomplete(
+            f"{plural(len(problems), 'path')} could not be backed up", "each is named above; the next apply tries again"
+        )
+
+
+def _print_summary(output: Output, summary: Summary) -> None:
+    units = f" ({summary.index_units:,} write units)" if summary.index_units else ""
+    if not summary.steps_done and not summary.runs:
+        return
+    output.info(
+        f"Applied {plural(summary.steps_done, 'step')} in {duration_text(summary.duration)}: "
+        f"{size_text(summary.bytes_uploaded)} in {plural(summary.objects_put, 'object')} uploaded "
+        f"(stored as {size_text(summary.bytes_stored)}), {plural(summary.index_writes, 'index write')}{units}."
+    )
+    if summary.adopted:
+        output.info(f"{plural(summary.adopted, 'object')} of an interrupted run used without an upload.")
+
+
+def emit_summary(output: Output, summary: Summary, problems: list[Problem]) -> None:
+    """restic's names where they fit, ours beside them."""
+    totals = summary.totals
+    output.message(
+        "summary",
+        bytes_uploaded=summary.bytes_uploaded,
+        bytes_stored=summary.bytes_stored,
+        objects_put=summary.objects_put,
+        objects_adopted=summary.adopted,
+        index_writes=summary.index_writes,
+        index_write_units=summary.index_units,
+        files_hashed=summary.files_hashed,
+        bytes_hashed=summary.bytes_hashed,
+        errors=len(problems),
+        duration_seconds=round(summary.duration, 3),
+        change_summary=totals_fields(totals),
+        files_new=totals.add + totals.copy + totals.undelete,
+        files_changed=totals.change + totals.metadata,
+        total_files_processed=summary.files,
+        total_bytes_processed=summary.files_bytes,
+        data_added=summary.bytes_uploaded,
+        data_added_packed=summary.bytes_stored,
+        total_duration=round(summary.duration, 3),
+        runs=list(summary.runs),
+    )
+
+
+@click.command("show")
+@click.argument("file")
+@common
+@pass_context
+def show_command(context: Context, file: str) -> None:
+    """Show a saved plan."""
+    plan = backup.load(file)
+    if context.output.as_json:
+        emit_plan(context.output, plan)
+    else:
+        print_plan(context.output, plan)
+        for problem in plan.problems:
+            context.output.problem(problem, "plan")
