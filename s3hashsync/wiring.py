@@ -60,9 +60,11 @@ def opened_stores(
         policy = RetryPolicy()
         hook = _told(progress)
         objects = _objects(config, aws, stack, create=create)
-        if not create and read_identity(objects) is None:
+        identity = read_identity(objects)
+        if identity is None and not create:
             raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
-        index = _index(config, aws, stack, create=create)
+        # Never an empty index beside an existing repository: that would hide everything that is stored.
+        index = _index(config, aws, stack, create=create and identity is None)
         yield Stores(RetryingObjects(objects, policy, hook), RetryingIndex(index, policy, hook), aws)
 
 

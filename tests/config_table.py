@@ -18,24 +18,26 @@ BEGIN = "<!-- keys: written by tests/config_table.py -->\n"
 END = "<!-- end of keys -->\n"
 
 
-def keys(part: Schema, defs: dict[str, Schema], prefix: str = "") -> Iterator[tuple[str, Schema, bool]]:
+def keys(part: Schema, defs: Schema, listed: set[str], prefix: str = "") -> Iterator[tuple[str, Schema, bool]]:
     """Every key with its part of the schema, references resolved, and whether its group requires it.
 
-    A definition that several keys share is resolved whole for each, but the keys in it are listed once.
+    The keys within a definition that several keys share are given once, for the first of these.
     """
     for name, below in part.get("properties", {}).items():
         shared = below.get("$ref", "").rpartition("/")[2]
         resolved = {**defs[shared], **below} if shared else below
         yield prefix + name, resolved, name in part.get("required", ())
-        yield from keys(resolved, defs, f"{prefix}{name}.")
-        yield from keys(resolved.get("items", {}), defs, f"{prefix}{name}[].")
+        if shared in listed:
+            continue
         if shared:
-            defs[shared] = {key: value for key, value in defs[shared].items() if key != "properties"}
+            listed.add(shared)
+        yield from keys(resolved, defs, listed, f"{prefix}{name}.")
+        yield from keys(resolved.get("items", {}), defs, listed, f"{prefix}{name}[].")
 
 
 def all_keys() -> list[tuple[str, Schema, bool]]:
     schema = json.loads(schema_text())
-    return list(keys(schema, dict(schema["$defs"])))
+    return list(keys(schema, schema["$defs"], set()))
 
 
 def table() -> str:

@@ -39,9 +39,7 @@ class Crash(BaseException):
 class Fault(Enum):
     CRASH_BEFORE = "crash before the effect"
     CRASH_AFTER = "crash after the effect"
-    POWER_FAILURE = (
-        "crash before the effect; what was put since the last barrier is gone, on a store without versions"
-    )
+    POWER_FAILURE = "crash before the effect; what was put since the last barrier is gone, on a store without versions"
     LOSE_ANSWER = "the effect, then Unreachable"
     DELAY = "Unreachable now, the effect when `release` is called"
     THROTTLE = "Unreachable, no effect"
@@ -186,9 +184,7 @@ def _stream(plan: FaultPlan, name: str, key: str, source: Iterator[T]) -> Iterat
 class FaultyUpload:
     """`stores.base.Upload`."""
 
-    def __init__(
-        self, upload: Upload, stem: str, plan: FaultPlan, remember: Callable[[Stored], Stored]
-    ) -> None:
+    def __init__(self, upload: Upload, stem: str, plan: FaultPlan, remember: Callable[[Stored], Stored]) -> None:
         self.token = upload.token
         self.part_size = upload.part_size
         self._upload = upload
@@ -201,9 +197,7 @@ class FaultyUpload:
         _perform(self._plan, "upload.write_part", key, lambda: self._upload.write_part(number, data))
 
     def complete(self) -> Stored:
-        return _perform(
-            self._plan, "upload.complete", self._stem, lambda: self._remember(self._upload.complete())
-        )
+        return _perform(self._plan, "upload.complete", self._stem, lambda: self._remember(self._upload.complete()))
 
     def abort(self) -> None:
         _perform(self._plan, "upload.abort", self._stem, self._upload.abort)

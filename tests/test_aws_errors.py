@@ -22,8 +22,10 @@ from s3hashsync.errors import (
     Unsupported,
 )
 from s3hashsync.stores.aws import AwsSettings, NoStore, connect, from_answer, translated
+from s3hashsync.stores.base import Attempt
 from s3hashsync.stores.dynamodb_items import decode_item, encode_item, write_units
 from s3hashsync.stores.iam import Place, Role, policy
+from s3hashsync.stores.s3 import S3Objects
 from s3hashsync.stores.s3_upload import PLANNED_PARTS, SMALLEST_PART, part_size_for
 from tests.conformance import strategies
 
@@ -103,9 +105,7 @@ def test_every_failure_of_the_library_has_one_meaning(error: Exception, kind: ty
 
 
 def test_clients_do_not_retry_and_have_room_for_every_thread() -> None:
-    aws = connect(
-        AwsSettings(region="eu-central-1", access_key_id="a", secret_access_key="b", connections=33)
-    )
+    aws = connect(AwsSettings(region="eu-central-1", access_key_id="a", secret_access_key="b", connections=33))
     for client in (aws.s3(), aws.dynamodb()):
         assert client.meta.config.retries["total_max_attempts"] == 1
         assert client.meta.config.max_pool_connections == 33
@@ -133,6 +133,18 @@ def test_path_style(endpoint: str | None, path_style: bool | None, style: str) -
     assert connect(chosen).s3().meta.config.s3["addressing_style"] == style
 
 
+@pytest.mark.parametrize(("scheme", "hashed_again"), [("https", False), ("http", True)])
+def test_bodies_are_hashed_once_where_tls_protects_them(scheme: str, hashed_again: bool) -> None:
+    chosen = AwsSettings(region="eu-central-1", access_key_id="a", secret_access_key="b", s3_endpoint=f"{scheme}://s3.invalid")
+    client, seen = connect(chosen).s3(), []
+    client.meta.events.register("before-send.s3.PutObject", lambda request, **_: seen.append(request.headers))
+    with pytest.raises(Unreachable):
+        S3Objects(client, "bucket").put("objects/a", b"body", Attempt("ab", "STANDARD"))
+    (headers,) = seen
+    assert (headers["X-Amz-Content-SHA256"] != b"UNSIGNED-PAYLOAD") is hashed_again
+    assert b"x-amz-checksum-sha256" in headers["Authorization"]
+
+
 @pytest.mark.parametrize("size", [0, 1, SMALLEST_PART, 100 << 30, 1 << 40, 5 << 40])
 def test_parts_are_few_enough(size: int) -> None:
     part = part_size_for(size)
@@ -155,10 +167,7 @@ def test_a_tombstone_is_small() -> None:
 @pytest.mark.parametrize(("length", "units"), [(1, 1), (800, 1), (2_000, 3), (300_000, 294)])
 def test_units_grow_with_the_names(length: int, units: int) -> None:
     name = StoredName("x" * length)
-    assert (
-        write_units(Record(ContentHash(b"\1" * 32), RecordState.LIVE, Rev(b"r" * 12), frozenset({name})))
-        == units
-    )
+    assert write_units(Record(ContentHash(b"\1" * 32), RecordState.LIVE, Rev(b"r" * 12), frozenset({name}))) == units
 
 
 def actions(role: Role, place: Place) -> set[str]:
@@ -178,9 +187,7 @@ def test_policies_give_each_role_what_it_needs_and_no_more() -> None:
 
 
 def test_policies_name_the_prefix() -> None:
-    document = json.loads(
-        policy(Role.BACKUP, Place("bucket", "/home/", "table", "eu-central-1", "123456789012"))
-    )
+    document = json.loads(policy(Role.BACKUP, Place("bucket", "/home/", "table", "eu-central-1", "123456789012")))
     resources = [statement["Resource"] for statement in document["Statement"]]
     assert resources == [
         "arn:aws:s3:::bucket/home/*",

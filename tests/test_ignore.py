@@ -93,9 +93,7 @@ def test_the_verdict_names_the_line() -> None:
     assert rules.verdict(b"keep.tmp", is_dir=False) == Verdict(False, Rule("!keep.tmp", "exclude", 3))
     assert rules.verdict(b"keep.tmp~", is_dir=False) == Verdict(True, Rule("~$", "exclude_regex", 1))
     assert inner.verdict(b"sub/x.bak", is_dir=False) == Verdict(True, Rule("*.bak", "sub/.gitignore", 2))
-    assert inner.verdict(b"sub/old.bak", is_dir=False) == Verdict(
-        False, Rule("!old.bak", "sub/.backupignore", 1)
-    )
+    assert inner.verdict(b"sub/old.bak", is_dir=False) == Verdict(False, Rule("!old.bak", "sub/.backupignore", 1))
     assert inner.verdict(b"sub/x.tmp", is_dir=False).excluded
     assert rules.verdict(b"other", is_dir=False) == NOT_EXCLUDED
     assert str(Rule("*.bak", "sub/.gitignore", 2)) == "sub/.gitignore:2: *.bak"
@@ -188,8 +186,7 @@ def test_lines_of_a_file() -> None:
 )
 def test_negations_that_never_act(exclude: list[str], dead: list[tuple[int, bytes, int]]) -> None:
     expected = [
-        DeadNegation(Rule(exclude[n - 1], "exclude", n), folder, Rule(exclude[by - 1], "exclude", by))
-        for n, folder, by in dead
+        DeadNegation(Rule(exclude[n - 1], "exclude", n), folder, Rule(exclude[by - 1], "exclude", by)) for n, folder, by in dead
     ]
     assert dead_negations(exclude) == expected
 

@@ -42,9 +42,7 @@ ODD_PATTERNS = [
 
 
 def _byte_class(byte: bytes, rng: random.Random) -> bytes:
-    return rng.choice(
-        [b"[" + byte + b"]", b"[!" + byte + b"]", b"[" + byte + b"-z]", b"[!0-9]", b"[^\\" + byte + b"x]"]
-    )
+    return rng.choice([b"[" + byte + b"]", b"[!" + byte + b"]", b"[" + byte + b"-z]", b"[!0-9]", b"[^\\" + byte + b"x]"])
 
 
 def _near(name: bytes, rng: random.Random) -> bytes:
@@ -53,9 +51,7 @@ def _near(name: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randint(0, 2)):
         at = rng.randrange(len(parts))
         byte = name[at : at + 1]
-        parts[at] = rng.choice(
-            [b"*", b"?", b"**", b"\\" + byte, _byte_class(byte, rng), byte + b"*", rng.choice(PIECES)]
-        )
+        parts[at] = rng.choice([b"*", b"?", b"**", b"\\" + byte, _byte_class(byte, rng), byte + b"*", rng.choice(PIECES)])
     return b"".join(parts)
 
 
@@ -76,9 +72,7 @@ def _pattern(rng: random.Random, names: list[bytes]) -> bytes:
         pattern = b"\\" + pattern
     pattern = (b"!" if rng.random() < 0.3 else b"") + (b"/" if rng.random() < 0.25 else b"") + pattern
     pattern += b"/" if rng.random() < 0.25 else b""
-    return pattern + rng.choice(
-        [b""] * 16 + [b" ", b"  ", b"\\ ", b"\\  ", b"\t", b" \t", b"\r", b" \r", b"\\"]
-    )
+    return pattern + rng.choice([b""] * 16 + [b" ", b"  ", b"\\ ", b"\\  ", b"\t", b" \t", b"\r", b" \r", b"\\"])
 
 
 def _ignore_file(rng: random.Random, names: list[bytes], most: int) -> bytes:
@@ -114,9 +108,7 @@ def _git(repository: Path, *arguments: str, stdin: bytes = b"") -> bytes:
         "GIT_CONFIG_NOSYSTEM": "1",
         "LC_ALL": "C",
     }
-    done = subprocess.run(
-        [GIT, *arguments], cwd=repository, input=stdin, capture_output=True, check=False, env=environment
-    )
+    done = subprocess.run([GIT, *arguments], cwd=repository, input=stdin, capture_output=True, check=False, env=environment)
     assert done.returncode in (0, 1), done.stderr
     return done.stdout
 
@@ -177,9 +169,7 @@ def test_the_deciding_line_is_the_one_that_git_names(repository: Path) -> None:
     excluded = [item for item in excluded if item[0] != b".git"]
     # check-ignore looks the type of a path up by itself
     asked = b"\0".join(path for path, _, _ in excluded) + b"\0"
-    answer = _git(repository, "check-ignore", "--no-index", "-v", "-n", "-z", "--stdin", stdin=asked).split(
-        b"\0"
-    )
+    answer = _git(repository, "check-ignore", "--no-index", "-v", "-n", "-z", "--stdin", stdin=asked).split(b"\0")
     wrong = []
     for number, (path, _, reason) in enumerate(excluded):
         source, line = answer[4 * number], answer[4 * number + 1]
@@ -227,7 +217,5 @@ def test_without_re2_the_answers_are_the_same(repository: Path) -> None:
         "sys.stdout.buffer.write(b'\\0'.join(_backed_up(os.fsencode(sys.argv[1]), OPTIONS)[0]))\n"
     ).replace("tests_oracle", Path(__file__).stem)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(repository)], capture_output=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(repository)], capture_output=True, check=True, env=environment)
     assert done.stdout.split(b"\0") == _listed_by_git(repository)

@@ -234,9 +234,7 @@ def test_a_key_taken_by_another_in_doubt_is_refused(local: LocalObjects, heard: 
 
 
 @pytest.mark.parametrize("fault", SURVIVABLE)
-def test_a_put_with_any_survivable_fault_leaves_one_version(
-    local: LocalObjects, heard: Heard, fault: Fault
-) -> None:
+def test_a_put_with_any_survivable_fault_leaves_one_version(local: LocalObjects, heard: Heard, fault: Fault) -> None:
     plan, stem = FaultPlan([at(1, fault)]), fresh_stem()
     stored = heard.objects(FaultyObjects(local, plan)).put(stem, b"body", attempt())
     plan.release()
@@ -246,9 +244,7 @@ def test_a_put_with_any_survivable_fault_leaves_one_version(
 
 @pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.THROTTLE])
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
-def test_an_upload_survives_a_fault_at_each_step(
-    local: LocalObjects, heard: Heard, fault: Fault, place: int
-) -> None:
+def test_an_upload_survives_a_fault_at_each_step(local: LocalObjects, heard: Heard, fault: Fault, place: int) -> None:
     plan, stem = FaultPlan([at(place, fault)]), fresh_stem()
     store = heard.objects(FaultyObjects(local, plan))
     upload = store.begin(stem, attempt(), 12 << 20)
@@ -261,9 +257,7 @@ def test_an_upload_survives_a_fault_at_each_step(
 
 
 @pytest.mark.parametrize("fault", SURVIVABLE)
-def test_a_write_with_any_survivable_fault_is_written_once(
-    sqlite: SqliteIndex, heard: Heard, fault: Fault
-) -> None:
+def test_a_write_with_any_survivable_fault_is_written_once(sqlite: SqliteIndex, heard: Heard, fault: Fault) -> None:
     plan = FaultPlan([at(1, fault)])
     index = heard.index(FaultyIndex(sqlite, plan))
     items = [record(f"src/{number}") for number in range(10)]

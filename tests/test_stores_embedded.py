@@ -16,7 +16,7 @@ import pytest
 from s3hashsync import errors
 from s3hashsync.core.model import Control
 from s3hashsync.stores.base import Attempt, Write
-from s3hashsync.stores.folder import translated
+from s3hashsync.stores.filesystem import translated
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.sqlite import SqliteIndex
 from tests.conformance.index import IndexSuite, MakeIndex, record

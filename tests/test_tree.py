@@ -292,9 +292,7 @@ def test_what_is_left_out_is_named_on_request(root: bytes) -> None:
     make(root, b"cache/CACHEDIR.TAG", content=CACHE_SIGNATURE)
     make(root, b"large", content=b"x" * 100)
     make(root, b"cache/a/b", b"x.tmp/y", b"z~")
-    options = WalkOptions(
-        rules=Rules(["*.tmp"], ["~$"]), exclude_caches=True, exclude_larger_than=50, report_excluded=True
-    )
+    options = WalkOptions(rules=Rules(["*.tmp"], ["~$"]), exclude_caches=True, exclude_larger_than=50, report_excluded=True)
     found = [item for item in walk(root, options) if isinstance(item, Excluded)]
     assert [(item.path, item.is_dir, item.reason) for item in found] == [
         (b"cache/a", True, "exclude_caches: CACHEDIR.TAG lies beside it"),
@@ -308,9 +306,7 @@ def test_one_file_system(root: bytes) -> None:
     """/proc is mounted wherever there is one; its folder stays, its contents do not."""
     if not os.path.ismount("/proc"):
         pytest.skip("needs a mount point")
-    for item in walk(
-        b"/", WalkOptions(rules=Rules(["/*", "!/proc"]), one_file_system=True, report_excluded=True)
-    ):
+    for item in walk(b"/", WalkOptions(rules=Rules(["/*", "!/proc"]), one_file_system=True, report_excluded=True)):
         if item.path.startswith(b"proc"):
             assert isinstance(item, Seen | Excluded)
             assert item.path == b"proc"
@@ -323,9 +319,7 @@ def test_why(root: bytes) -> None:
     make(root, b"cache/CACHEDIR.TAG", content=CACHE_SIGNATURE)
     make(root, b"cache/a", b"a.o", b"keep.o", b"t.tmp/x/y", b"plain/f")
     rules = Rules(["*.tmp", "/gone/sub/"], ["~$"])
-    options = WalkOptions(
-        rules=rules, ignore_files=(b".gitignore",), exclude_caches=True, exclude_larger_than=50
-    )
+    options = WalkOptions(rules=rules, ignore_files=(b".gitignore",), exclude_caches=True, exclude_larger_than=50)
 
     def last(path: bytes) -> Explanation:
         return why(root, path, options)[-1]
@@ -381,9 +375,7 @@ def test_facts_of_a_root(root: bytes) -> None:
 
 
 def entry(root: bytes, path: bytes) -> Entry:
-    return entry_from(
-        Seen(path.replace(b"/", b"\0"), path, os.lstat(os.path.join(root, path) if path else root)), root
-    )
+    return entry_from(Seen(path.replace(b"/", b"\0"), path, os.lstat(os.path.join(root, path) if path else root)), root)
 
 
 def test_entries_of_every_kind(root: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def common(function: _F) -> _F:
     """The options that stand before the command as well as behind it."""
     for decorate in (
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_store("verbose"), help="List every step."),
-        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_store("quiet"), help="Results and errors only."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_store("quiet"), help="Results, errors only."),
         click.option("--json", is_flag=True, expose_value=False, callback=_store("as_json"), help="JSON lines on stdout."),
         click.option(
             "-c",

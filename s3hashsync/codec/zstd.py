@@ -32,8 +32,9 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
 
 
 def level_for(sample: bytes) -> int:
-    """Incompressible content gets the fastest level; a quick try on its beginning tells (zstd itself then stores raw blocks)."""
-    if len(sample) < 4096:
+    """Incompressible content gets the fastest level; a quick try on its beginning tells (zstd itself then stores raw blocks).
+    For a small content the try would cost as much as the wrong level."""
+    if len(sample) <= 2 * _SAMPLE:
         return LEVEL
     head = sample[:_SAMPLE]
     return FASTEST if len(_compressor(FASTEST).compress(head)) > len(head) * _INCOMPRESSIBLE else LEVEL

@@ -152,9 +152,7 @@ def _index(group: Group, objects: ObjectsUrl | None) -> IndexUrl:
     if isinstance(objects, FolderUrl):
         index = index or SqliteUrl(objects.path.rstrip("/") + "/index.db")
         if isinstance(index, SqliteUrl) and index.path == objects.path:
-            group.fault(
-                "index", "the index is the folder of the objects", "take it out: index.db lies inside"
-            )
+            group.fault("index", "the index is the folder of the objects", "take it out: index.db lies inside")
     elif objects is not None and "index" not in group.keys:
         hint = "write index: dynamodb://table, or index: sqlite:///file for one host without DynamoDB"
         group.fault("index", "this key is missing: objects in S3 need an index", hint)

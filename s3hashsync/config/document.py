@@ -19,6 +19,7 @@ from s3hashsync.config.syntax import MAX_DEPTH, Node
 MAX_VALUES = 50_000
 _CORE = "tag:yaml.org,2002:"
 _MERGE = _CORE + "merge"
+_KINDS = {"bool": "a boolean", "int": "a whole number", "float": "a number"}
 # Dates stay the text that they are written as: no key of ours is one.
 _TEXTS = frozenset(_CORE + kind for kind in ("str", "timestamp", "value", "merge"))
 
@@ -132,7 +133,7 @@ class _Conversion:
             if kind == "float":
                 return self._finite(float(self._scalars.construct_yaml_float(node)), path)
         except (ValueError, KeyError, IndexError, OverflowError):
-            self._log.at_value(path, f"{node.value[:40]!r} is not a {kind}")
+            self._log.at_value(path, f"{node.value[:40]!r} is not {_KINDS[kind]}")
             return None
         self._refuse_tag(node, path)
         return None
@@ -148,13 +149,9 @@ class _Conversion:
             text: str = node.value
             # Neither a path nor an object's key can hold them; they come from escapes alone.
             if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-                self._log.at_value(
-                    path, "holds a character that no text may hold: \\0 or half a surrogate pair"
-                )
+                self._log.at_value(path, "holds a character that no text may hold: \\0 or half a surrogate pair")
                 return None
-            self._texts[id(node)] = expand(
-                text, self._environ, lambda message, hint: self._log.at_value(path, message, hint)
-            )
+            self._texts[id(node)] = expand(text, self._environ, lambda message, hint: self._log.at_value(path, message, hint))
         return self._texts[id(node)]
 
     def _refuse_tag(self, node: Node, path: KeyPath) -> None:

@@ -35,9 +35,7 @@ def _meant_key(name: str, known: list[str]) -> str:
     # A key that another group has exactly stands in the wrong place; a similar one is less likely.
     parents = [parent for parent, key in _all_keys(schema(), "") if key == name]
     if parents:
-        return "it belongs " + " or ".join(
-            f"under {parent}" if parent else "to the top" for parent in parents
-        )
+        return "it belongs " + " or ".join(f"under {parent}" if parent else "to the top" for parent in parents)
     return _meant(name, known) or "the keys here are " + ", ".join(known)
 
 
@@ -72,7 +70,9 @@ def _value_fault(violation: Violation, log: FaultLog) -> None:
         found = _kind(violation.value)
     else:
         found = _found(violation.value, written)
-    message = part.get("errorMessage") or f"expected {part['title']}, found {found}"
+    message = f"expected {part.get('title')}, found {found}"
+    if violation.value is not None:
+        message = part.get("errorMessage", message)
     log.at_value(violation.path, message, _hint(violation, written))
 
 
@@ -99,7 +99,7 @@ def _found(value: Value, written: str | None) -> str:
             return word if written in (None, word) else f"{written}, which YAML reads as {word}"
         case int() | float():
             return f"the number {(written or str(value))[:40]}"
-        case str() if value:
+        case str() if value and not ("://" in value and "@" in value):  # else it may hold a password
             return f"the text {value[:60]!r}"
     return _kind(value)
 

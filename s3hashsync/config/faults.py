@@ -56,18 +56,18 @@ class FaultLog:
 
     def at_value(self, path: KeyPath, message: str, hint: str | None = None) -> None:
         self.at_place(path, self.places.value(path), message, hint)
+        self._open.add(path)
 
     def at_key(self, path: KeyPath, message: str, hint: str | None = None) -> None:
         self.at_place(path, self.places.key(path), message, hint)
+        self._open.add(path)
 
     def at_place(self, path: KeyPath, place: Place, message: str, hint: str | None) -> None:
+        """Beside the value at the path, not about it: that takes further faults."""
         if path in self._closed:
             return
-        self._open.add(path)
         # An alias shows the same text at many paths: it is one fault, where it is written.
-        self._faults.setdefault(
-            (place.line, place.column, message), Fault(where(path), place.line, place.column, message, hint)
-        )
+        self._faults.setdefault((place.line, place.column, message), Fault(where(path), place.line, place.column, message, hint))
 
     def faults(self) -> list[Fault]:
         return sorted(self._faults.values(), key=lambda fault: (fault.line, fault.column))

@@ -40,9 +40,7 @@ def find_config(cwd: str, environ: Mapping[str, str]) -> str:
         if os.path.lexists(candidate):
             return candidate
     looked = " and ".join(candidates)
-    raise UsageError(
-        "there is no configuration", f"looked for {looked}; name another file with -c or S3HASHSYNC_CONFIG"
-    )
+    raise UsageError("there is no configuration", f"looked for {looked}; name another file with -c or S3HASHSYNC_CONFIG")
 
 
 def load(path: str, environ: Mapping[str, str], hostname: str) -> Config:

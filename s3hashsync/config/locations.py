@@ -20,9 +20,7 @@ _INDEX_HINT = "write dynamodb://table, sqlite:///file or the path of a file"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # What other programs write; taken for a path, it would back up into a folder named `s3:`.
-_OTHER_PROGRAMS = re.compile(
-    r"(s3|file|sqlite|dynamodb|b2|gs|azure|sftp|ssh|rclone|rest|swift|https?):.*", re.DOTALL
-)
+_OTHER_PROGRAMS = re.compile(r"(s3|file|sqlite|dynamodb|b2|gs|azure|sftp|ssh|rclone|rest|swift|https?):.*", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
@@ -93,15 +91,13 @@ def _split(written: str, hint: str) -> tuple[str | None, str]:
     if match:
         return match[1].lower(), match[2]
     if other := _OTHER_PROGRAMS.fullmatch(written):
-        raise UsageError(
-            f"{other[1]}: without // is no address", f"{hint}, or ./{other[1]}: for such a folder"
-        )
+        raise UsageError(f"{other[1]}: without // is no address", f"{hint}, or ./{other[1]}: for such a folder")
     return None, written
 
 
 def _from_root(rest: str, scheme: str) -> str:
     if not rest.startswith("/"):
-        hint = f"write {scheme}:///folder with three slashes, or the path alone"
+        hint = f"write {scheme}:///… with three slashes, or the path alone"
         raise UsageError(f"{scheme}:// takes an absolute path and no host", hint)
     return rest
 

@@ -35,9 +35,7 @@ def parse_duration(text: str) -> int:
     """The seconds of `90s`, `2m`, `12h`, `30d`, `2w` or `1y` (365 days); a UsageError for anything else."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise UsageError(
-            f"{text[:40]!r} is not a duration", "write 30d: a whole number and s, m (minutes), h, d, w or y"
-        )
+        raise UsageError(f"{text[:40]!r} is not a duration", "write 30d: a whole number and s, m (minutes), h, d, w or y")
     seconds = int(match[1]) * _SECONDS[match[2]]
     if seconds > MAX_DURATION_SECONDS:
         raise UsageError(f"{text} is too long", "the longest is 1000y")

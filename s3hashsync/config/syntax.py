@@ -70,9 +70,7 @@ def compose(text: str, log: FaultLog) -> Node | None:
 def _unprintable(text: str, error: yaml.reader.ReaderError, log: FaultLog) -> None:
     before = text[: error.position]
     place = Place(before.count("\n") + 1, len(before) - before.rfind("\n"))
-    log.at_place(
-        (), place, f"not YAML: the character U+{ord(text[error.position]):04X} may not stand in a file", None
-    )
+    log.at_place((), place, f"not YAML: the character U+{ord(text[error.position]):04X} may not stand in a file", None)
 
 
 def _marked(text: str, error: yaml.MarkedYAMLError, log: FaultLog) -> None:

@@ -130,9 +130,7 @@ def apply_to_open(fd: int, entry: Entry) -> list[MetadataProblem]:
 def apply_to_name(folder_fd: int, name: bytes, entry: Entry) -> list[MetadataProblem]:
     """Put everything back on what cannot be opened: symlink, fifo, socket, device. No link is followed."""
     problems = _Problems(entry.path)
-    mode = _owner(
-        entry, problems, lambda uid, gid: os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
-    )
+    mode = _owner(entry, problems, lambda uid, gid: os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False))
     # The call takes no folder descriptor; the kernel's own name for the folder does the same.
     path = b"/proc/self/fd/%d/%b" % (folder_fd, name)
     for attribute, value in entry.xattrs if _HAS_XATTRS else ():

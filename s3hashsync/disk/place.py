@@ -69,9 +69,7 @@ class Placer:
     def __enter__(self) -> Placer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -106,9 +104,7 @@ class Placer:
             finally:
                 os.close(fd)
 
-    def place_file(
-        self, path: bytes, entry: Entry, chunks: Iterable[bytes], verify: Callable[[], None]
-    ) -> Outcome:
+    def place_file(self, path: bytes, entry: Entry, chunks: Iterable[bytes], verify: Callable[[], None]) -> Outcome:
         """Write a file of `entry.size` bytes. `verify` comes after the last byte and before the name; if it
         raises, nothing of the file remains. `chunks` is not touched when the name is taken and kept."""
         with self._named(path):
@@ -127,16 +123,12 @@ class Placer:
 
     def place_symlink(self, path: bytes, entry: Entry) -> Outcome:
         """The link as it was, wherever it points: it is written, never followed."""
-        return self._place_other(
-            path, entry, lambda folder, name: os.symlink(entry.target or b"", name, dir_fd=folder)
-        )
+        return self._place_other(path, entry, lambda folder, name: os.symlink(entry.target or b"", name, dir_fd=folder))
 
     def place_special(self, path: bytes, entry: Entry) -> Outcome:
         """A fifo, a socket or a device (for which one has to be root)."""
         mode = _SPECIAL[entry.kind] | 0o600
-        return self._place_other(
-            path, entry, lambda folder, name: os.mknod(name, mode, entry.rdev, dir_fd=folder)
-        )
+        return self._place_other(path, entry, lambda folder, name: os.mknod(name, mode, entry.rdev, dir_fd=folder))
 
     def place_hardlink(self, path: bytes, to_path: bytes) -> Outcome:
         """Another name for a file that was placed before."""
@@ -147,16 +139,12 @@ class Placer:
             try:
                 there = _lstat(to_folder, to_name)
                 if there is None or not stats.S_ISREG(there.st_mode):
-                    raise Refused(
-                        f"{self._shown(path)} is a hard link to {os.fsdecode(to_path)}, which is no file"
-                    )
+                    raise Refused(f"{self._shown(path)} is a hard link to {os.fsdecode(to_path)}, which is no file")
                 folder, name = self._place_of(path)
                 if self._keeps(folder, name):
                     return Outcome.KEPT
                 with self._temporary(folder) as temporary:
-                    os.link(
-                        to_name, temporary, src_dir_fd=to_folder, dst_dir_fd=folder, follow_symlinks=False
-                    )
+                    os.link(to_name, temporary, src_dir_fd=to_folder, dst_dir_fd=folder, follow_symlinks=False)
                     return self._give_name(folder, temporary, name)
             finally:
                 os.close(to_folder)
@@ -268,9 +256,7 @@ class Placer:
         except OSError as error:
             message = f"{self._shown(path)} could not be restored: {error.strerror}"
             if error.errno in _FULL:
-                raise NoSpace(
-                    message, "make room and restore again: what is there already is kept"
-                ) from error
+                raise NoSpace(message, "make room and restore again: what is there already is kept") from error
             raise S3HashSyncError(message) from error
 
 
@@ -301,9 +287,7 @@ def _write(fd: int, entry: Entry, chunks: Iterable[bytes]) -> None:
         if position == entry.size:
             os.ftruncate(fd, position)
             return
-    raise Corrupt(
-        f"{os.fsdecode(entry.path)}: the content has another size than the {entry.size} bytes expected"
-    )
+    raise Corrupt(f"{os.fsdecode(entry.path)}: the content has another size than the {entry.size} bytes expected")
 
 
 def _write_at(fd: int, data: memoryview, position: int) -> None:

@@ -76,24 +76,26 @@ class Aws:
         """Servers other than AWS get path-style addresses unless the settings say otherwise."""
         style = self._settings.path_style
         with translated("setting up the connection to S3"):
-            client = self._client("s3", self._settings.s3_endpoint, path_style=bool(style))
-            if style is None and not _is_amazon(client):
+            client = self._client("s3", self._settings.s3_endpoint, _s3_config(path_style=bool(style), tls=True))
+            if not _is_amazon(client):
                 # The endpoint may come from the environment or a profile: only a finished client knows it.
-                client = self._client("s3", self._settings.s3_endpoint, path_style=True)
+                tls = str(client.meta.endpoint_url).startswith("https:")
+                wanted = _s3_config(path_style=style is None or style, tls=tls)
+                client = self._client("s3", self._settings.s3_endpoint, wanted)
         return client
 
     def dynamodb(self) -> Any:
         with translated("setting up the connection to DynamoDB"):
-            return self._client("dynamodb", self._settings.dynamodb_endpoint, path_style=False)
+            return self._client("dynamodb", self._settings.dynamodb_endpoint, {})
 
-    def _client(self, service: str, endpoint: str | None, *, path_style: bool) -> Any:
+    def _client(self, service: str, endpoint: str | None, s3: dict[str, Any]) -> Any:
         region = self._session.region_name
         elsewhere = endpoint is not None or service == "s3"
         return self._session.client(
             service,
             region_name=region or (DEFAULT_REGION_ELSEWHERE if elsewhere else None),
             endpoint_url=endpoint,
-            config=_config(self._settings, path_style=path_style),
+            config=_config(self._settings, s3),
         )
 
 
@@ -124,7 +126,7 @@ def _in_role(base: Any, settings: AwsSettings) -> boto3.Session:
         base.client,
         region_name=base.region_name or DEFAULT_REGION_ELSEWHERE,
         endpoint_url=settings.sts_endpoint,
-        config=_config(settings, path_style=False),
+        config=_config(settings, {}),
     )
     fetcher = botocore.credentials.AssumeRoleCredentialFetcher(
         client_creator=creator, source_credentials=source, role_arn=settings.role_arn, extra_args=extra
@@ -137,7 +139,13 @@ def _in_role(base: Any, settings: AwsSettings) -> boto3.Session:
     return boto3.Session(botocore_session=inner, region_name=base.region_name)
 
 
-def _config(settings: AwsSettings, *, path_style: bool) -> Any:
+def _s3_config(*, path_style: bool, tls: bool) -> dict[str, Any]:
+    # With TLS and a checksum of ours in the signed headers there is no need to hash the body a second time.
+    signing = {"payload_signing_enabled": False} if tls else {}
+    return {"addressing_style": "path" if path_style else "auto", **signing}
+
+
+def _config(settings: AwsSettings, s3: dict[str, Any]) -> Any:
     return botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=settings.connections,
@@ -147,7 +155,7 @@ def _config(settings: AwsSettings, *, path_style: bool) -> Any:
         # Uploads carry their own checksum, which the store verifies; contents are checked against their hash.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if path_style else "auto"},
+        s3=s3,
         user_agent_extra="s3hashsync",
     )
 
@@ -210,9 +218,7 @@ _BUSY = frozenset(
         "PriorRequestNotComplete",
     }
 )
-_DAMAGED = frozenset(
-    {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest"}
-)
+_DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest"})
 _CREDENTIALS = frozenset(
     {
         "InvalidAccessKeyId",
@@ -241,22 +247,14 @@ _FORBIDDEN = frozenset(
         "OptInRequired",
     }
 )
-_NO_STORE = frozenset(
-    {"NoSuchBucket", "ResourceNotFound", "ResourceNotFoundException", "TableNotFoundException", "NoSuchTable"}
-)
+_NO_STORE = frozenset({"NoSuchBucket", "ResourceNotFound", "ResourceNotFoundException", "TableNotFoundException", "NoSuchTable"})
 _TAKEN = frozenset({"PreconditionFailed", "412"})
 # A bare 404 is not among them: a gateway or proxy says that too, and absence has to be proven.
 _MISSING = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
 _ARCHIVED = frozenset({"InvalidObjectState", "ObjectNotInActiveTierError"})
-_UNKNOWN = frozenset(
-    {"NotImplemented", "UnknownOperationException", "UnknownOperation", "MethodNotAllowed", "405", "501"}
-)
-_ELSEWHERE = frozenset(
-    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
-)
-_FULL = frozenset(
-    {"QuotaExceeded", "XMinioStorageFull", "StorageFull", "InsufficientStorage", "EntityTooLargeForQuota"}
-)
+_UNKNOWN = frozenset({"NotImplemented", "UnknownOperationException", "UnknownOperation", "MethodNotAllowed", "405", "501"})
+_ELSEWHERE = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"})
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "StorageFull", "InsufficientStorage", "EntityTooLargeForQuota"})
 
 
 def from_answer(response: Any, doing: str) -> S3HashSyncError:
@@ -274,13 +272,9 @@ def from_answer(response: Any, doing: str) -> S3HashSyncError:
     if code in _TAKEN or status == 412:
         return AlreadyThere(said)
     if code in _NO_STORE:
-        return NoStore(
-            said, "check the name, the region and the endpoint; `s3hashsync init` creates what is missing"
-        )
+        return NoStore(said, "check the name, the region and the endpoint; `s3hashsync init` creates what is missing")
     if code in _ARCHIVED:
-        return Archived(
-            said, "it has to be thawed first: `s3hashsync restore` asks for that and says when it is ready"
-        )
+        return Archived(said, "it has to be thawed first: `s3hashsync restore` asks for that and says when it is ready")
     if code in _ELSEWHERE or status == 301:
         return StoreError(said, "the bucket is in another region: set `region` in the repository's settings")
     if code in _FULL or status == 507:
@@ -300,9 +294,7 @@ def _denied(code: str, status: int, said: str) -> Denied | None:
     if code in _SKEWED:
         return Denied(said, "the clock of this machine is wrong: requests are signed with the time")
     if code in _CREDENTIALS:
-        return Denied(
-            said, "the server does not accept these credentials: check key, secret, profile and endpoint"
-        )
+        return Denied(said, "the server does not accept these credentials: check key, secret, profile and endpoint")
     if code.isdigit() and status in (401, 403):
         return Denied(said, "the credentials are wrong, or lack a right that `s3hashsync init` names")
     if code in _FORBIDDEN or status in (401, 403):
@@ -331,21 +323,15 @@ def _from_library(error: Exception, doing: str) -> S3HashSyncError:
     """What botocore itself found, before an answer or instead of one."""
     said = f"{doing}: {_brief(error)}"
     if isinstance(error, _CREDENTIAL_ERRORS):
-        hint = (
-            "set credentials in the usual AWS way: environment, profile, `aws sso login`, or an instance role"
-        )
+        hint = "set credentials in the usual AWS way: environment, profile, `aws sso login`, or an instance role"
         return Denied(said, hint)
     if isinstance(error, botocore.exceptions.NoRegionError):
         return StoreError(said, "set `region` in the repository's settings, or AWS_REGION")
     if isinstance(error, botocore.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
-        return StoreError(
-            said, "the server's certificate is not trusted: set AWS_CA_BUNDLE, or correct the endpoint"
-        )
+        return StoreError(said, "the server's certificate is not trusted: set AWS_CA_BUNDLE, or correct the endpoint")
     if isinstance(error, botocore.exceptions.FlexibleChecksumError | botocore.exceptions.ChecksumError):
         return Unreachable(f"{doing}: the bytes were damaged on the way ({_brief(error)})")
-    if isinstance(
-        error, botocore.exceptions.EndpointConnectionError | botocore.exceptions.ConnectTimeoutError
-    ):
+    if isinstance(error, botocore.exceptions.EndpointConnectionError | botocore.exceptions.ConnectTimeoutError):
         return Unreachable(said, "is the endpoint right, and does this machine have a network?")
     if isinstance(error, _NETWORK_ERRORS):
         return Unreachable(said)

@@ -24,38 +24,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 from s3hashsync import errors
+from s3hashsync.stores.filesystem import file_system_kind, translated
 
 TEMPORARY = ".tmp-"
 MARK = "user.s3hs"
 """Extended attribute of a file: the first 8 bytes of its SHA-256. It tells torn from whole; it protects
 from nobody."""
 
-_BATCH_KINDS = frozenset(
-    ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "overlay", "tmpfs"]
-)
-_NETWORK_KINDS = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "afs",
-        "ceph",
-        "lustre",
-        "gfs2",
-        "ocfs2",
-        "beegfs",
-        "davfs",
-    ]
-)
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_PASSING = frozenset(
-    {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
-    | {errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
+_BATCH_KINDS = frozenset(["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "overlay", "tmpfs"])
 _NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 _RENAME_NOREPLACE = 1
 
@@ -73,52 +49,6 @@ def _libc_call(name: str) -> Callable[..., int] | None:
 
 _renameat2 = _libc_call("renameat2")
 _syncfs = _libc_call("syncfs")
-
-
-def file_system_kind(path: str) -> str:
-    """The type of the file system that holds `path`, as the kernel names it; "" when that cannot be found
-    out."""
-    real, best, kind = os.path.realpath(path), "", ""
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-            for line in mounts:
-                _, point, type_, *_ = line.split(" ")
-                point = point.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-                inside = real == point or real.startswith(point.rstrip("/") + "/")
-                if inside and len(point) >= len(best):  # of two mounts on one point the later one is on top
-                    best, kind = point, type_
-    except (OSError, ValueError):
-        return ""
-    return kind
-
-
-def is_remote(kind: str) -> bool:
-    """Whether locks and shared memory may not be trusted there. FUSE counts, except where it serves a local
-    disk."""
-    return kind in _NETWORK_KINDS or kind.startswith("fuse.")
-
-
-def translated(error: OSError, what: str, folder: str) -> errors.StoreError:
-    """What an operating system error means to a person. A missing file is left to the caller, who knows
-    what it proves."""
-    reason = f"{what}: {error.strerror or error}"
-    if error.errno in _FULL:
-        return errors.NoSpace(
-            f"{folder}: no space left ({reason})", "free some space on that disk, or raise its quota"
-        )
-    if error.errno in _DENIED:
-        return errors.Denied(
-            reason, f"check the owner and the rights of {folder}, and that it is not mounted read-only"
-        )
-    if error.errno in _PASSING:
-        return errors.Unreachable(reason, f"check that the disk or the share of {folder} is there")
-    if error.errno == errno.EFBIG:
-        return errors.StoreError(
-            reason, "this file system holds no files that large (FAT: 4 GiB): use another one"
-        )
-    if error.errno in {errno.EIO, errno.ENXIO, errno.ENODEV}:
-        return errors.StoreError(reason, f"is the disk of {folder} connected, and healthy?")
-    return errors.StoreError(reason)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
@@ -149,9 +79,7 @@ class Folder:
                 os.makedirs(self.path, mode=0o700, exist_ok=True)
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise errors.Missing(
-                f"{self.path}: no such folder", "is the disk mounted? `init` makes a new repository"
-            ) from error
+            raise errors.Missing(f"{self.path}: no such folder", "is the disk mounted? `init` makes a new repository") from error
         except OSError as error:
             raise translated(error, f"cannot open {self.path}", self.path) from error
         self.batch = self._can_batch()
@@ -208,9 +136,7 @@ class Folder:
         except OSError as error:
             raise translated(error, f"cannot look at {self.path}", self.path) from error
         if gone:
-            raise errors.Unreachable(
-                f"{self.path} was removed while it was in use", "put it back, or run `init` again"
-            )
+            raise errors.Unreachable(f"{self.path} was removed while it was in use", "put it back, or run `init` again")
 
     # files
 
@@ -293,14 +219,17 @@ class Folder:
             self.must_be_there()
             return []
         try:
-            return os.listdir(fd)
+            found = os.listdir(fd)
         finally:
             os.close(fd)
+        self.must_be_there()  # a removed folder that is still open lists as empty
+        return found
 
     def stat(self, name: str) -> os.stat_result | None:
         try:
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
+            self.must_be_there()
             return None
 
     def is_folder(self, name: str) -> bool:

@@ -212,9 +212,7 @@ class LocalObjects:
         """In the order of whole keys: a folder sorts as its name with a slash, so `a-b` comes before what
         is in `a`."""
         with self._folder.translating(f"list {folder or self._folder.path}"):
-            found = [
-                f"{folder}{name}" for name in self._folder.names(folder) if not name.startswith(TEMPORARY)
-            ]
+            found = [f"{folder}{name}" for name in self._folder.names(folder) if not name.startswith(TEMPORARY)]
             keys = sorted(f"{key}/" if self._folder.is_folder(key) else key for key in found)
         for key in keys:
             if not key.startswith(prefix) and not (key.endswith("/") and prefix.startswith(key)):

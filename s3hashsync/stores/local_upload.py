@@ -37,9 +37,7 @@ class LocalUpload:
 
     def write_part(self, number: int, data: bytes) -> None:
         if number < 1 or len(data) > self.part_size:
-            raise ValueError(
-                f"part {number} of {len(data)} bytes: parts count from 1, and hold {self.part_size} at most"
-            )
+            raise ValueError(f"part {number} of {len(data)} bytes: parts count from 1, and hold {self.part_size} at most")
         with self._folder.translating(f"write {self._path}"):
             write_all(self._fd, data, (number - 1) * self.part_size)
         # Hashed on its way while parts come in order; one that is sent again, or early, is left to a second
@@ -57,9 +55,7 @@ class LocalUpload:
             finally:
                 self._close()
             if not placed:
-                raise errors.AlreadyThere(
-                    f"{self._path} is there already", "run again: every attempt gets a name of its own"
-                )
+                raise errors.AlreadyThere(f"{self._path} is there already", "run again: every attempt gets a name of its own")
             self._folder.note(os.path.dirname(self._path))
         return Stored(self._attempt_id, size, f"sha256:{base64.b64encode(digest).decode()}")
 

@@ -132,9 +132,7 @@ def _is_transient(error: BaseException) -> bool:
 class RetryingUpload:
     """`stores.base.Upload`."""
 
-    def __init__(
-        self, store: ObjectStore, upload: Upload, place: tuple[str, Attempt], retrier: _Retrier
-    ) -> None:
+    def __init__(self, store: ObjectStore, upload: Upload, place: tuple[str, Attempt], retrier: _Retrier) -> None:
         self.token = upload.token
         self.part_size = upload.part_size
         self._store = store
@@ -171,9 +169,7 @@ class RetryingUpload:
 class RetryingObjects:
     """`stores.base.ObjectStore` around another one."""
 
-    def __init__(
-        self, store: ObjectStore, policy: RetryPolicy, on_retry: Callable[[RetryEvent], None] = _unheard
-    ) -> None:
+    def __init__(self, store: ObjectStore, policy: RetryPolicy, on_retry: Callable[[RetryEvent], None] = _unheard) -> None:
         self._store = store
         self._retrier = _Retrier(policy, on_retry)
 
@@ -216,9 +212,7 @@ class RetryingObjects:
         def rest() -> Iterator[Version]:
             broke_at, yielded = last, frozenset(seen)
             for one in self._store.versions(prefix):
-                if one.stem > broke_at or (
-                    one.stem == broke_at and (one.version, one.is_marker) not in yielded
-                ):
+                if one.stem > broke_at or (one.stem == broke_at and (one.version, one.is_marker) not in yielded):
                     yield one
 
         for version in self._retrier.stream("list versions", rest):
@@ -283,9 +277,7 @@ class RetryingObjects:
 class RetryingIndex:
     """`stores.base.Index` around another one."""
 
-    def __init__(
-        self, index: Index, policy: RetryPolicy, on_retry: Callable[[RetryEvent], None] = _unheard
-    ) -> None:
+    def __init__(self, index: Index, policy: RetryPolicy, on_retry: Callable[[RetryEvent], None] = _unheard) -> None:
         self._index = index
         self._retrier = _Retrier(policy, on_retry)
 
@@ -301,9 +293,7 @@ class RetryingIndex:
             nonlocal beginnings
             beginnings += 1
             if beginnings > self._retrier.policy.attempts:
-                raise errors.StoreError(
-                    f"the scan of the index broke {beginnings - 1} times", "try again later"
-                )
+                raise errors.StoreError(f"the scan of the index broke {beginnings - 1} times", "try again later")
             return self._index.scan()
 
         return self._retrier.stream("scan index", again)

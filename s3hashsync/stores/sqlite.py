@@ -20,7 +20,7 @@ from s3hashsync import errors
 from s3hashsync.core.model import Control, Item, Overflow, Record, Rev
 from s3hashsync.stores import sqlite_rows as rows
 from s3hashsync.stores.base import Outcome, Write
-from s3hashsync.stores.folder import file_system_kind, is_remote, translated
+from s3hashsync.stores.filesystem import file_system_kind, is_remote, translated
 
 APPLICATION_ID = 0x73336873  # "s3hs"
 SCHEMA_VERSION = 1
@@ -29,9 +29,7 @@ CHUNK = 500
 """Keys of one SELECT: below every build's limit of parameters, and always the same statement."""
 PAGE = 500
 _REMEMBERED = 10_000
-_FOREIGN = (
-    "choose another path, or restore the index from a copy; `rebuild` makes a new one from the run logs"
-)
+_FOREIGN = "choose another path, or restore the index from a copy; `rebuild` makes a new one from the run logs"
 
 _INSERT_RECORD = f"INSERT OR REPLACE INTO records VALUES ({', '.join('?' * rows.RECORD_COLUMNS)})"
 _INSERT_OVERFLOW = "INSERT OR REPLACE INTO overflows VALUES (?, ?, ?, ?)"
@@ -144,21 +142,13 @@ class SqliteIndex:
         reason = f"cannot {what} {self.path}: {error}"
         match getattr(error, "sqlite_errorcode", 0) & 0xFF:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
-                return errors.Unreachable(
-                    reason, "another process holds the index for long: wait for it, or stop it"
-                )
+                return errors.Unreachable(reason, "another process holds the index for long: wait for it, or stop it")
             case sqlite3.SQLITE_FULL:
-                return errors.NoSpace(
-                    f"{reason} (no space left)", "free some space on that disk, or raise its quota"
-                )
+                return errors.NoSpace(f"{reason} (no space left)", "free some space on that disk, or raise its quota")
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 return errors.Corrupt(reason, _FOREIGN)
-            case (
-                sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_CANTOPEN
-            ):
-                return errors.Denied(
-                    reason, "check the rights of the file and of its folder: SQLite writes to both"
-                )
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_CANTOPEN:
+                return errors.Denied(reason, "check the rights of the file and of its folder: SQLite writes to both")
             case sqlite3.SQLITE_IOERR:
                 return errors.StoreError(reason, "is the disk connected, healthy, and not full?")
             case _:
@@ -234,14 +224,10 @@ class SqliteIndex:
             allowed = [rev == write.expects for write, rev in zip(writes, current, strict=True)]
             pairs = list(zip(writes, held, allowed, strict=True))
             self._put(write.item for write, is_held, is_allowed in pairs if is_allowed and not is_held)
-            refused = [
-                write.item.key for write, is_held, is_allowed in pairs if not is_allowed and not is_held
-            ]
+            refused = [write.item.key for write, is_held, is_allowed in pairs if not is_allowed and not is_held]
             found = {item.key: item for item in self._items(refused)}
         return [
-            Outcome(written=True)
-            if is_held or is_allowed
-            else Outcome(written=False, found=found.get(write.item.key))
+            Outcome(written=True) if is_held or is_allowed else Outcome(written=False, found=found.get(write.item.key))
             for write, is_held, is_allowed in pairs
         ]
 
@@ -271,9 +257,7 @@ class SqliteIndex:
         except FileNotFoundError:
             in_place = False
         if not in_place:
-            raise errors.StoreError(
-                f"{self.path} was moved, deleted or replaced while in use", "put it back and run again"
-            )
+            raise errors.StoreError(f"{self.path} was moved, deleted or replaced while in use", "put it back and run again")
 
     def _revs(self, keys: list[str]) -> dict[str, Rev]:
         hashes, places, controls = _sorted_out(keys)

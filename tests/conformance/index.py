@@ -193,9 +193,7 @@ class IndexSuite:
             Outcome(True),
             Outcome(False, None),
         ]
-        assert index.read([i.key for i in (taken, old, fresh, orphan)]) == {
-            i.key: i for i in (taken, later, fresh)
-        }
+        assert index.read([i.key for i in (taken, old, fresh, orphan)]) == {i.key: i for i in (taken, later, fresh)}
 
     def test_i4_every_field_is_replaced(self, index: Index) -> None:
         full = dataclasses.replace(record("src/a", "src/b"), spill=2, buckets=frozenset({"0f", "a"}))
@@ -299,9 +297,7 @@ class IndexSuite:
         assert outcome.written
         assert index.read([item.key]) == {item.key: item}
 
-    @pytest.mark.parametrize(
-        "version", ["null", "00", "0A", "ABCD", "3/L4kqtJ+rmSpXd3==", "ab" * 16, "a" * 1024]
-    )
+    @pytest.mark.parametrize("version", ["null", "00", "0A", "ABCD", "3/L4kqtJ+rmSpXd3==", "ab" * 16, "a" * 1024])
     def test_i9_versions_round_trip(self, index: Index, version: str) -> None:
         single = dataclasses.replace(record("src/a"), location=ObjectAt(version))
         packed = dataclasses.replace(record("src/b"), location=PackAt("ee" * 16, version, 2**40, 1, 0))

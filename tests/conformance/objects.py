@@ -244,9 +244,7 @@ class ObjectStoreSuite:
     def test_o5_versions_are_sorted_and_complete(self, store: ObjectStore) -> None:
         stems = sorted(f"objects/{secrets.token_hex(32)}" for _ in range(self.many))
         with ThreadPoolExecutor(4) as pool:
-            stored = dict(
-                zip(stems, pool.map(lambda stem: store.put(stem, b"x", self.attempt()), stems), strict=True)
-            )
+            stored = dict(zip(stems, pool.map(lambda stem: store.put(stem, b"x", self.attempt()), stems), strict=True))
         listed = list(store.versions("objects/"))
         assert [v.stem for v in listed] == stems
         assert all(v.version == stored[v.stem].version and v.size == 1 for v in listed)
@@ -268,9 +266,7 @@ class ObjectStoreSuite:
             "objects/1",
             "objects/c",
         ]:
-            assert [v.stem for v in store.versions(prefix)] == [
-                s for s in sorted(stems) if s.startswith(prefix)
-            ]
+            assert [v.stem for v in store.versions(prefix)] == [s for s in sorted(stems) if s.startswith(prefix)]
         assert [v.stem for v in store.versions("packs/")] == sorted(packs)
 
     def test_o5_every_version_of_a_stem_is_listed(self, store: ObjectStore) -> None:

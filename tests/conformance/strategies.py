@@ -24,9 +24,7 @@ URL_READY = "ABCXYZabcxyz0189._~+/=-"
 """What a version may be made of: S3 promises URL-ready text and says no more."""
 
 # A path has no NUL, and what is not UTF-8 was percent-encoded before it came here; all else happens.
-name_text = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60
-)
+name_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60)
 names = st.builds(
     lambda source, path: StoredName(f"{source}/{path}"),
     st.sampled_from(["src", "laptop-docs", "ü"]),
@@ -57,9 +55,7 @@ locations: st.SearchStrategy[Location] = st.one_of(
 
 
 def _checksum(algorithm: str, size: int) -> st.SearchStrategy[str]:
-    return st.binary(min_size=size, max_size=size).map(
-        lambda raw: f"{algorithm}:{base64.b64encode(raw).decode()}"
-    )
+    return st.binary(min_size=size, max_size=size).map(lambda raw: f"{algorithm}:{base64.b64encode(raw).decode()}")
 
 
 checksums = st.one_of(
@@ -68,9 +64,7 @@ checksums = st.one_of(
     _checksum("crc32", 4),
     st.sampled_from(["", "sha256:", "sha256:not base64"]),
 )
-storage_classes = st.sampled_from(
-    ["STANDARD", "DEEP_ARCHIVE", "GLACIER", "GLACIER_IR", "STANDARD_IA", "SNOW_2031", ""]
-)
+storage_classes = st.sampled_from(["STANDARD", "DEEP_ARCHIVE", "GLACIER", "GLACIER_IR", "STANDARD_IA", "SNOW_2031", ""])
 encodings = st.sampled_from(["zstd", "zstd+age:1", "zstd+age:4711"])
 
 
@@ -122,9 +116,7 @@ controls = st.builds(
     ),
     rev=revs,
     # In the order of their names: an index need not keep another order.
-    fields=st.dictionaries(field_names, field_values, max_size=6).map(
-        lambda fields: tuple(sorted(fields.items()))
-    ),
+    fields=st.dictionaries(field_names, field_values, max_size=6).map(lambda fields: tuple(sorted(fields.items()))),
 )
 
 items: st.SearchStrategy[Item] = st.one_of(records(), overflows, controls)
