@@ -1,0 +1,392 @@
+"""Every interleaving of a few processes that run the program's own write protocol, with faults at every request.
+
+A process is an ordinary function over an index and an object store. It is run again from its beginning with the answers that it got
+so far, until it asks for something new: so its state is the list of its answers, and a world of several processes is a value that can
+be kept in a set. The search is breadth first and complete; a violation comes with the shortest way to it.
+
+Faults, each with a budget: a crash before or after a request; a lost answer (the request is sent again, as the retrying wrapper does);
+a delayed request (it is sent again, and the first one arrives at any later moment, even after the death of its sender).
+Decides nothing about the protocol: the processes do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from s3hashsync.core.model import Item, Overflow, Record, RecordState, StoredName, object_stem, overflow_key
+from s3hashsync.stores.base import Attempt, Outcome, Stored, Version, Write
+
+STORED_AT = 1_000
+
+
+class Request(NamedTuple):
+    """What a process asks for. Notes are no requests: they are taken up in the moment of the request after them."""
+
+    verb: str
+    what: Hashable
+
+
+READS = frozenset({"read", "versions"})
+NOTES = frozenset({"acknowledged", "removing", "removed", "adding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    crashes: int = 0
+    lost: int = 0
+    delayed: int = 0
+
+
+class World(NamedTuple):
+    """`answers`: one tuple a process, None once it is dead. `versions` are (stem, version)."""
+
+    items: tuple[tuple[str, Item], ...]
+    versions: frozenset[tuple[str, str]]
+    serial: int
+    acknowledged: frozenset[StoredName]
+    removed: frozenset[StoredName]
+    answers: tuple[tuple[Hashable, ...] | None, ...]
+    late: tuple[Request, ...]
+    faults: Faults
+
+    def item(self, key: str) -> Item | None:
+        return next((item for k, item in self.items if k == key), None)
+
+    def with_item(self, item: Item) -> World:
+        return self._replace(items=tuple(sorted({**dict(self.items), item.key: item}.items())))
+
+    def without_item(self, key: str) -> World:
+        return self._replace(items=tuple(pair for pair in self.items if pair[0] != key))
+
+
+class _Asks(BaseException):
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+
+class Remote:
+    """Index and object store of one process: answers from the record, or stops the process with its next request."""
+
+    versioned = True
+    single_put_limit = 1 << 30
+
+    def __init__(self, number: int, answers: Sequence[Hashable]) -> None:
+        self.number = number
+        self._answers = list(answers)
+        self._drawn = 0
+
+    def ask(self, verb: str, what: Hashable) -> object:
+        if not self._answers:
+            raise _Asks(Request(verb, what))
+        return self._answers.pop(0)
+
+    def note(self, verb: str, name: StoredName) -> None:
+        self.ask(verb, name)
+
+    def entropy(self, size: int) -> bytes:
+        self._drawn += 1
+        return bytes([self.number, self._drawn]).ljust(size, b"\0")
+
+    # Index
+
+    def read(self, keys: Collection[str]) -> dict[str, Item]:
+        items = self.ask("read", tuple(sorted(keys)))
+        return {item.key: item for item in items}  # type: ignore[attr-defined]
+
+    def scan(self) -> Iterator[Item]:
+        raise NotImplementedError
+
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        return list(self.ask("write", tuple(writes)))  # type: ignore[call-overload]
+
+    def write_units(self, item: Item) -> int:
+        return 0
+
+    def forget(self, key: str, expects: bytes) -> None:
+        """What the protocol never does: delete an item. For taking out the rule."""
+        self.ask("forget", (key, expects))
+
+    # Objects
+
+    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+        return Stored(str(self.ask("put", stem)), 1, "")
+
+    def delete(self, stem: str, version: str) -> None:
+        self.ask("delete", (stem, version))
+
+    def versions(self, prefix: str) -> Iterator[Version]:
+        for version in self.ask("versions", prefix):  # type: ignore[attr-defined]
+            yield Version(prefix, version, 1, STORED_AT, is_marker=False, is_latest=False)
+
+    def mark(self, stem: str) -> None:
+        """Markers are advice: the search leaves them out."""
+
+    def unmark(self, stem: str) -> None: ...
+
+
+Body = Callable[[Remote], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`name`: whose name it works on; the source's lock lets one process a name run at a time (None: no lock)."""
+
+    title: str
+    body: Body
+    name: StoredName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    message: str
+    steps: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n   ".join((self.message, *self.steps))
+
+
+@dataclass(slots=True)
+class Search:
+    """The processes, and what they do next after which answers (kept: it is asked again and again)."""
+
+    processes: Sequence[Process]
+    limit: int = 400_000
+    worlds: int = 0
+    complete: bool = False
+    by_rev: bool = True
+    _next: dict[tuple[int, tuple[Hashable, ...]], Request | None] = field(default_factory=dict)
+
+    def run(self, start: World) -> Violation | None:
+        """The first violation in a breadth-first search, None when there is none in the worlds that were seen."""
+        came: dict[World, tuple[str, World] | None] = {start: None}
+        queue = deque([start])
+        while queue and len(came) <= self.limit:
+            world = queue.popleft()
+            if message := broken(world):
+                self.worlds = len(came)
+                return Violation(message, _way(came, world))
+            for label, after in self._successors(world):
+                if after not in came:
+                    came[after] = (label, world)
+                    queue.append(after)
+        self.worlds, self.complete = len(came), not queue
+        return None
+
+    def following(self, number: int, answers: tuple[Hashable, ...]) -> Request | None:
+        """The next request of a process, None when it has ended."""
+        key = (number, answers)
+        if key not in self._next:
+            try:
+                self.processes[number].body(Remote(number, answers))
+                self._next[key] = None
+            except _Asks as asks:
+                self._next[key] = asks.request
+        return self._next[key]
+
+    def _successors(self, world: World) -> Iterator[tuple[str, World]]:
+        for number, answers in enumerate(world.answers):
+            if answers is not None and not self._waits(world, number):
+                yield from self._steps(world, number, answers)
+        for i, request in enumerate(world.late):
+            after, _ = self._apply(world, request)
+            yield f"late {_shown(request)}", after._replace(late=world.late[:i] + world.late[i + 1 :])
+
+    def _waits(self, world: World, number: int) -> bool:
+        """Whether the source's lock is with another process."""
+        name, started = self.processes[number].name, bool(world.answers[number])
+        if name is None or started:
+            return False
+        return any(
+            process.name == name and other != number and world.answers[other] and self._runs(world, other)
+            for other, process in enumerate(self.processes)
+        )
+
+    def _runs(self, world: World, number: int) -> bool:
+        answers = world.answers[number]
+        return answers is not None and self.following(number, answers) is not None
+
+    def _steps(self, world: World, number: int, answers: tuple[Hashable, ...]) -> Iterator[tuple[str, World]]:
+        request = self.following(number, answers)
+        if request is None:
+            return
+        title = f"{self.processes[number].title}: {_shown(request)}"
+        done, answer = self._apply(world, request)
+        heard = self._hear(done, number, (*answers, answer))
+        yield f"{title} -> {_brief(answer)}", heard
+        if request.verb in READS or request.verb in NOTES:
+            return
+        faults = world.faults
+        if faults.lost:
+            # The process sends the same request again.
+            yield f"{title}, ANSWER LOST", done._replace(faults=replace(faults, lost=faults.lost - 1))
+        if faults.delayed:
+            spent = replace(faults, delayed=faults.delayed - 1)
+            late = world._replace(faults=spent, late=(*world.late, request))
+            yield f"{title}, DELAYED", late
+            if faults.crashes:
+                spent = replace(spent, crashes=faults.crashes - 1)
+                yield f"{title}, DELAYED, CRASH", _dead(late._replace(faults=spent), number)
+        if faults.crashes:
+            spent = replace(faults, crashes=faults.crashes - 1)
+            yield f"{title}, CRASH after", _dead(done._replace(faults=spent), number)
+            yield f"{title}, CRASH before", _dead(world._replace(faults=spent), number)
+
+    def _hear(self, world: World, number: int, answers: tuple[Hashable, ...]) -> World:
+        """The process has its answer; what it notes at once, it notes now."""
+        request = self.following(number, answers)
+        while request is not None and request.verb in NOTES:
+            world, answers = _noted(world, request), (*answers, None)
+            request = self.following(number, answers)
+        return _with_answers(world, number, answers)
+
+    def _apply(self, world: World, request: Request) -> tuple[World, Hashable]:
+        match request:
+            case Request("read", keys):
+                return world, tuple(item for key in keys if (item := world.item(key)) is not None)  # type: ignore[attr-defined]
+            case Request("write", writes):
+                outcomes = []
+                for write in writes:  # type: ignore[attr-defined]
+                    world, outcome = self._written(world, write)
+                    outcomes.append(outcome)
+                return world, tuple(outcomes)
+            case Request("put", stem):
+                version = f"v{world.serial}"
+                return world._replace(versions=world.versions | {(stem, version)}, serial=world.serial + 1), version
+            case Request("delete", place):
+                return world._replace(versions=world.versions - {place}), None
+            case Request("versions", stem):
+                return world, tuple(sorted(version for s, version in world.versions if s == stem))
+            case Request("forget", (key, _)):
+                return world.without_item(key), None
+            case _ if request.verb in NOTES:
+                return _noted(world, request), None
+            case _:
+                raise AssertionError(request)
+
+    def _written(self, world: World, write: Write) -> tuple[World, Outcome]:
+        now = world.item(write.item.key)
+        if now is not None and now.rev == write.item.rev:
+            return world, Outcome(written=True)
+        allowed = (now.rev if now else None) == write.expects
+        if not self.by_rev and isinstance(write.item, Record):
+            # The rule taken out: the states that such a write may follow, and no rev.
+            allowed = _state_allows(now, write)
+        if not allowed:
+            return world, Outcome(written=False, found=now)
+        return world.with_item(write.item), Outcome(written=True)
+
+
+def start(
+    processes: Sequence[Process],
+    items: Sequence[Item] = (),
+    versions: Collection[tuple[str, str]] = (),
+    acknowledged: Collection[StoredName] = (),
+    faults: Faults = Faults(),
+) -> World:
+    return World(
+        tuple(sorted((item.key, item) for item in items)),
+        frozenset(versions),
+        1,
+        frozenset(acknowledged),
+        frozenset(),
+        tuple(() for _ in processes),
+        (),
+        faults,
+    )
+
+
+def names_of(world: World, record: Record) -> frozenset[StoredName]:
+    """All names that count: those of a live record, and of the overflow items that it lists."""
+    if record.state is not RecordState.LIVE:
+        return frozenset()
+    found = set(record.names)
+    for prefix in record.buckets:
+        item = world.item(overflow_key(record.hash, prefix))
+        found |= item.names if isinstance(item, Overflow) else set()
+    return frozenset(found)
+
+
+def broken(world: World) -> str | None:
+    """The invariants; None when they hold."""
+    records = [item for _, item in world.items if isinstance(item, Record)]
+    for record in records:
+        if record.state not in (RecordState.LIVE, RecordState.TRASH):
+            continue
+        if (object_stem(record.hash), record.content.location.version) not in world.versions:  # type: ignore[union-attr]
+            return f"a {record.state.value} record points to bytes that are deleted"
+    names = frozenset().union(*(names_of(world, record) for record in records))
+    if lost := world.acknowledged - names:
+        return f"acknowledged names are lost: {sorted(lost)}"
+    if ghosts := world.removed & names:
+        return f"removed names are still there: {sorted(ghosts)}"
+    return None
+
+
+def _state_allows(now: Item | None, write: Write) -> bool:
+    """The states before, as one would name them in a condition: live stays or goes to the trash, the rest starts anew."""
+    state = now.state if isinstance(now, Record) else None
+    assert isinstance(write.item, Record)
+    match write.item.state:
+        case RecordState.LIVE:
+            return (state is None) if write.expects is None else state is not None
+        case RecordState.TRASH:
+            return state is RecordState.LIVE
+        case RecordState.PURGING:
+            return state is RecordState.TRASH
+        case RecordState.GONE:
+            return state in (None, RecordState.PURGING, RecordState.GONE)
+
+
+def _noted(world: World, request: Request) -> World:
+    name = {request.what}
+    match request.verb:
+        case "acknowledged":
+            return world._replace(acknowledged=world.acknowledged | name)
+        case "removing":
+            return world._replace(acknowledged=world.acknowledged - name)
+        case "removed":
+            return world._replace(removed=world.removed | name)
+        case _:
+            return world._replace(removed=world.removed - name)
+
+
+def _with_answers(world: World, number: int, answers: tuple[Hashable, ...] | None) -> World:
+    return world._replace(answers=(*world.answers[:number], answers, *world.answers[number + 1 :]))
+
+
+def _dead(world: World, number: int) -> World:
+    return _with_answers(world, number, None)
+
+
+def _way(came: Mapping[World, tuple[str, World] | None], world: World) -> tuple[str, ...]:
+    out = []
+    while (step := came[world]) is not None:
+        out.append(step[0])
+        world = step[1]
+    return tuple(reversed(out))
+
+
+def _shown(request: Request) -> str:
+    return f"{request.verb} {_brief(request.what)}"
+
+
+def _brief(value: object) -> str:
+    match value:
+        case tuple():
+            return f"[{', '.join(map(_brief, value))}]"
+        case Write():
+            return f"{_brief(value.item)} on {value.expects and value.expects[:2].hex()}"
+        case Outcome():
+            return "written" if value.written else "refused"
+        case Record():
+            where = getattr(value.location, "version", "")
+            return f"{value.state.value} {where} {sorted(value.names)} {sorted(value.buckets)} rev {value.rev[:2].hex()}"
+        case Overflow():
+            return f"#{value.prefix} {sorted(value.names)} rev {value.rev[:2].hex()}"
+        case str():
+            return value if len(value) < 24 else f"{value[:12]}…{value[64:]}"
+        case _:
+            return str(value)[:60]
