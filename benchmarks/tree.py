@@ -22,6 +22,7 @@ DUPLICATES = 0.10
 NOISE = 0.06
 """Share of files that do not compress, as pictures and archives."""
 
+NAMES = ("readme", "notes", "index", "config", "report", "table")
 FILES_IN_FOLDER = 40
 EPOCH = 1_700_000_000
 
@@ -53,7 +54,7 @@ def _paths(root: str, files: int) -> Iterator[str]:
         folder = os.path.join(root, "top", f"project-{group // 30:03d}", f"module_{group:05d}")
         if not place:
             os.makedirs(folder, exist_ok=True)
-        yield os.path.join(folder, f"{'readme notes index config report table'.split()[number % 6]}_{number:06d}.txt")
+        yield os.path.join(folder, f"{NAMES[number % len(NAMES)]}_{number:06d}.txt")
 
 
 def _lines(chance: random.Random) -> list[bytes]:

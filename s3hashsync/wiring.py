@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from s3hashsync.stores.aws import Aws
 
 LOCAL_THREADS = 2
+FIRST_CONTACT = RetryPolicy(attempts=4, total_seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ def state_folder(environ: Mapping[str, str], repository_id: str) -> str:
 
 @contextmanager
 def opened_stores(
-    config: Config, environ: Mapping[str, str], progress: Progress, *, create: bool = False
+    config: Config, environ: Mapping[str, str], progress: Progress, *, create: bool = False, new_index: bool = False
 ) -> Iterator[Stores]:
-    """Both stores, behind the retrying wrapper. `create`: a folder or index file that is not there is made."""
+    """Both stores, behind the retrying wrapper. `create`: a folder or index file that is not there is made; `new_index`: an index
+    file is made even beside an existing repository, for it is about to be filled from the run logs."""
     with ExitStack() as stack:
         aws = connect_aws(config, environ) if needs_aws(config) else None
         policy = RetryPolicy()
@@ -64,7 +66,7 @@ def opened_stores(
         if identity is None and not create:
             raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
         # Never an empty index beside an existing repository: that would hide everything that is stored.
-        index = _index(config, aws, stack, create=create and identity is None)
+        index = _index(config, aws, stack, create=new_index or (create and identity is None))
         yield Stores(RetryingObjects(objects, policy, hook), RetryingIndex(index, policy, hook), aws)
 
 
@@ -117,7 +119,8 @@ def open_s3(aws: Aws, url: S3Url, *, create: bool) -> ObjectStore:
 
     client = aws.s3()
     plain = S3Objects(client, url.bucket, url.prefix, versioned=False)
-    identity = read_identity(plain)
+    # First contact: a server that is not there should be named soon, one that is only busy be asked again.
+    identity = read_identity(RetryingObjects(plain, FIRST_CONTACT))
     try:
         now = versioning_of(client, url.bucket)
     except Denied:

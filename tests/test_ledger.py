@@ -6,8 +6,7 @@ The searches run the real `Ledger` and the real `Lease`. CLEAN and SWEEP are wri
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,9 +28,9 @@ from s3hashsync.errors import Locked, S3HashSyncError
 from s3hashsync.run import ledger as rules
 from s3hashsync.run.lease import SourceFacts, acquire
 from s3hashsync.run.ledger import Ledger, Supply, Terms
-from s3hashsync.stores.base import Attempt, Outcome, Write
+from s3hashsync.stores.base import Attempt, Outcome, Stored, Write
 from s3hashsync.stores.sqlite import SqliteIndex
-from tests.protocol.explorer import Faults, Process, Remote, Search, Violation, World, broken, start
+from tests.protocol.explorer import Faults, Process, Remote, Request, Search, Violation, broken, start
 
 H = ContentHash(bytes(31) + b"\7")
 KEY, STEM = H.hex(), object_stem(H)
@@ -50,16 +49,6 @@ def record(state: RecordState, *names: str, buckets: Sequence[str] = ()) -> Reco
         spill=int(bool(buckets)),
         buckets=frozenset(buckets),
     )
-
-
-@contextmanager
-def changed(thing: object, name: str, value: object) -> Iterator[None]:
-    before = getattr(thing, name)
-    setattr(thing, name, value)
-    try:
-        yield
-    finally:
-        setattr(thing, name, before)
 
 
 # Processes
@@ -81,14 +70,7 @@ class Uploads:
         mine = self.mine if self.mine is not None else []
         if not (self.reuse and mine):
             mine.append(self.remote.put(STEM, b"", Attempt("", "STANDARD")).version)
-        stored = replace_version(mine[-1])
-        return {hash_: Supply(stored, 1, 0) for hash_ in needed}
-
-
-def replace_version(version: str):  # noqa: ANN201
-    from s3hashsync.stores.base import Stored
-
-    return Stored(version, 1, "")
+        return {hash_: Supply(Stored(mine[-1], 1, ""), 1, 0) for hash_ in needed}
 
 
 def adds(*names: str, ledger: type[Ledger] = Ledger, reuse: bool = False) -> Process:
@@ -180,9 +162,6 @@ def sweeps(*, fence: bool = True) -> Process:
 
 # Scenarios
 
-Make = Callable[[], Sequence[Process]]
-
-
 @dataclass(frozen=True, slots=True)
 class Scenario:
     title: str
@@ -192,7 +171,7 @@ class Scenario:
     acknowledged: Sequence[str] = ()
 
     def search(self, faults: Faults, limit: int = 400_000, *, by_rev: bool = True) -> tuple[Violation | None, Search]:
-        search = Search(self.processes, limit, by_rev=by_rev)
+        search = Search(self.processes, limit, by_rev=by_rev, ghosts=not faults.delayed)
         begin = start(
             self.processes, self.items, self.versions, [StoredName(n) for n in self.acknowledged], faults
         )
@@ -255,4 +234,310 @@ def overflow_scenarios(ledger: type[Ledger] = Ledger) -> list[Scenario]:
     ]
 
 
-ONE_EACH = [Faults(), Faults(crashes=1), Faults(lost=1), Faults(crashes=1, delayed=1)]
+BUDGETS = [Faults(), Faults(crashes=1), Faults(lost=1), Faults(crashes=1, delayed=1)]
+FIRST = 60_000
+"""Worlds of a quick search, breadth first; the slow one sees them all."""
+
+
+@pytest.fixture
+def one_name_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "NAMES_IN_RECORD", 1)
+
+
+def holds(scenario: Scenario, faults: Faults, limit: int = FIRST) -> Search:
+    violation, search = scenario.search(faults, limit)
+    assert violation is None, str(violation)
+    return search
+
+
+def by_title(scenarios: Sequence[Scenario]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("scenario", scenarios, ids=[scenario.title for scenario in scenarios])
+
+
+@by_title(content_scenarios())
+def test_no_interleaving_of_one_content_loses_anything(scenario: Scenario) -> None:
+    for faults in BUDGETS:
+        holds(scenario, faults, limit=30_000)
+
+
+@by_title(overflow_scenarios())
+@pytest.mark.usefixtures("one_name_a_record")
+def test_no_interleaving_of_overflow_items_loses_anything(scenario: Scenario) -> None:
+    for faults in BUDGETS:
+        holds(scenario, faults, limit=30_000)
+
+
+@pytest.mark.slow
+@by_title(content_scenarios())
+def test_one_content_at_a_crash_a_lost_answer_and_a_delayed_request_at_once(scenario: Scenario) -> None:
+    holds(scenario, Faults(1, 1, 1), limit=600_000)
+
+
+@pytest.mark.slow
+@by_title(overflow_scenarios())
+@pytest.mark.usefixtures("one_name_a_record")
+def test_overflow_items_at_a_crash_a_lost_answer_and_a_delayed_request_at_once(scenario: Scenario) -> None:
+    holds(scenario, Faults(1, 1, 1), limit=600_000)
+
+
+# Each rule taken out
+
+
+class LeavesPresentNamesAlone(Ledger):
+    """Acknowledges a name that is there already without moving the record's rev."""
+
+    def _add_round(self, pending, done, supplier, guard):
+        for hash_, found in self.records(pending).items():
+            if found.state is LIVE and pending[hash_] <= found.names:
+                done[hash_] = found
+                del pending[hash_]
+        super()._add_round(pending, done, supplier, guard)
+
+
+class DeletesItsOwnUpload(Ledger):
+    """Cleans up after a refused write."""
+
+    def _write(self, writes: list[Write]) -> list[Outcome]:
+        outcomes = super()._write(writes)
+        for write, outcome in zip(writes, outcomes, strict=True):
+            version = getattr(getattr(write.item, "location", None), "version", None)
+            if not outcome.written and version in getattr(self, "mine", ()):
+                self._objects.delete(STEM, version)
+        return outcomes
+
+
+class BucketsAfterRecords(Ledger):
+    """Writes the record that lists an overflow item before the item."""
+
+    def _fill_buckets(self, hash_, plan, found):
+        self.held = getattr(self, "held", [])
+        for prefix, names in plan.items():
+            item = found.get(overflow_key(hash_, prefix))
+            union = frozenset(names) | (item.names if item else frozenset())
+            self.held.append(Write(Overflow(hash_, prefix, self._rev(), union), item.rev if item else None))
+        return len(next(iter(plan))), 0
+
+    def _write_records(self, writes, before, pending, done):
+        super()._write_records(writes, before, pending, done)
+        held, self.held = getattr(self, "held", []), []
+        self._write(held)
+
+
+class DropsOnAnOlderLook(Ledger):
+    """Looks at the overflow items first and at the record afterwards."""
+
+    def _look(self, pending):
+        older = super()._look(pending)
+        older.records = self.records(pending)
+        return older
+
+
+class LeavesStrays(Ledger):
+    """Removes a name only where it counts."""
+
+    def _strays(self, pending, seen):
+        return {}
+
+
+def caught(scenarios: Sequence[Scenario], faults: Faults, word: str, *, by_rev: bool = True) -> None:
+    """Passes when one of the searches finds the violation that is expected without the rule."""
+    for scenario in scenarios:
+        violation, _ = scenario.search(faults, 100_000, by_rev=by_rev)
+        if violation is not None:
+            assert word in violation.message, str(violation)
+            return
+    pytest.fail("a rule was taken out, and no search noticed it")
+
+
+def titled(scenarios: Sequence[Scenario], *words: str) -> list[Scenario]:
+    return [scenario for scenario in scenarios if any(word in scenario.title for word in words)]
+
+
+def test_without_moving_the_rev_of_a_present_name_a_late_removal_wins() -> None:
+    scenarios = titled(content_scenarios(LeavesPresentNamesAlone), "the same name")
+    caught(scenarios, Faults(crashes=1, delayed=1), "acknowledged names are lost")
+
+
+def test_conditions_on_the_state_are_not_enough() -> None:
+    caught(content_scenarios(), Faults(), "lost", by_rev=False)
+
+
+def test_an_uploader_must_not_delete_its_own_version() -> None:
+    caught(titled(content_scenarios(DeletesItsOwnUpload), "two adds"), Faults(lost=1), "bytes that are deleted")
+
+
+def test_a_version_whose_write_was_refused_must_not_be_used() -> None:
+    caught(titled(content_scenarios(reuse=True), "two adds"), Faults(), "bytes that are deleted")
+
+
+@pytest.mark.usefixtures("one_name_a_record")
+def test_an_overflow_item_must_be_written_before_its_record() -> None:
+    caught(overflow_scenarios(BucketsAfterRecords), Faults(), "acknowledged names are lost")
+
+
+@pytest.mark.usefixtures("one_name_a_record")
+def test_an_overflow_item_must_be_dropped_on_a_rev_older_than_its_look() -> None:
+    caught(overflow_scenarios(DropsOnAnOlderLook), Faults(), "acknowledged names are lost")
+
+
+@pytest.mark.usefixtures("one_name_a_record")
+def test_a_name_must_be_removed_from_overflow_items_that_do_not_count_yet() -> None:
+    caught(titled(overflow_scenarios(LeavesStrays), "taken back"), Faults(crashes=1), "still there")
+
+
+def with_cleaning(clean: Process, sweep: Process) -> list[Scenario]:
+    live, trash = [record(LIVE, "c")], [record(TRASH)]
+    return [
+        Scenario("undelete while it is cleaned", [adds("a"), clean], trash, V0),
+        Scenario("remove, clean, add", [removes("c"), adds("b"), clean], live, V0, ["c"]),
+        Scenario("add and sweep", [adds("a"), sweep]),
+        Scenario("add, remove, clean", [adds("a"), removes("a"), clean]),
+        Scenario("undelete, clean, clean", [adds("a"), clean, clean], trash, V0),
+        Scenario("undelete, clean, sweep", [adds("a"), clean, sweep], trash, V0),
+    ]
+
+
+def test_the_scenarios_of_cleaning_hold() -> None:
+    for scenario in with_cleaning(cleans(), sweeps()):
+        holds(scenario, Faults(1, 0, 1), limit=20_000)
+
+
+@pytest.mark.parametrize("rule", ["purging", "pinned", "tombstone"])
+def test_cleaning_needs(rule: str) -> None:
+    caught(with_cleaning(cleans(**{rule: False}), sweeps()), Faults(crashes=1, delayed=1), "deleted")
+
+
+def test_sweeping_must_move_the_record_after_the_listing() -> None:
+    caught(with_cleaning(cleans(), sweeps(fence=False)), Faults(), "deleted")
+
+
+# Taking a source over
+
+SOURCE = "s"
+
+
+def owner(number: int) -> SourceFacts:
+    return SourceFacts(SOURCE, f"host{number}", f"run{number}", "", 0)
+
+
+def old_host(*, asks: bool) -> Process:
+    """Holds the lease (or takes it first of all), and removes a name that its own disk has no more."""
+
+    def body(remote: Remote) -> None:
+        try:
+            lease, _ = acquire(remote, owner(1), remote.entropy)
+            made = Ledger(remote, remote, TERMS, lambda: 2_000.0, remote.entropy)  # type: ignore[arg-type]
+            made.remove({H: frozenset({StoredName("c")})}, lease.guard if asks else no_guard)
+        except Locked:
+            return
+
+    return Process("old host", body)
+
+
+def new_host(ledger: type[Ledger]) -> Process:
+    """Takes over, and says that its file is stored."""
+
+    def body(remote: Remote) -> None:
+        name = StoredName("c")
+        try:
+            lease, _ = acquire(remote, owner(2), remote.entropy, take_over=True)
+            made = ledger(remote, remote, TERMS, lambda: 2_000.0, remote.entropy)  # type: ignore[arg-type]
+            answer = made.add({H: frozenset({name})}, Uploads(remote, mine=[]), lease.guard)[H]
+        except Locked:
+            return
+        if isinstance(answer, Record):
+            remote.note("acknowledged", name)
+
+    return Process("new host", body)
+
+
+def take_over(*, asks: bool = True, ledger: type[Ledger] = Ledger) -> Violation | None:
+    scenario = Scenario("take-over", [old_host(asks=asks), new_host(ledger)], [record(LIVE, "c")], V0)
+    for faults in (Faults(), Faults(crashes=1, delayed=1)):
+        violation, search = scenario.search(faults)
+        if violation is not None:
+            return violation
+        assert search.complete
+    return None
+
+
+def test_a_take_over_loses_nothing() -> None:
+    assert take_over() is None
+
+
+def test_an_old_owner_must_ask_for_its_lease_between_reading_and_writing() -> None:
+    assert take_over(asks=False) is not None
+
+
+def test_a_new_owner_must_write_the_names_that_it_finds() -> None:
+    assert take_over(ledger=LeavesPresentNamesAlone) is not None
+
+
+# The same on the real index
+
+
+class Walk:
+    """One random interleaving, in memory and on SQLite at once: every answer must be the same."""
+
+    def __init__(self, scenario: Scenario, index: SqliteIndex, chance: random.Random) -> None:
+        self.search = Search(scenario.processes)
+        self.index = index
+        self.chance = chance
+        begin = start(scenario.processes, scenario.items, scenario.versions)
+        self.world = begin._replace(acknowledged=frozenset(map(StoredName, scenario.acknowledged)))
+        for table in ("records", "overflows", "controls"):
+            index._db.execute(f"DELETE FROM {table}")
+        index.write([Write(item, None) for item in scenario.items])
+
+    def run(self) -> None:
+        while self.waiting() or self.world.late:
+            self.step()
+            assert broken(self.world, ghosts=False) is None
+
+    def waiting(self) -> list[int]:
+        search, world = self.search, self.world
+        return [n for n in range(len(search.processes)) if search._runs(world, n) and not search._waits(world, n)]
+
+    def step(self) -> None:
+        waiting = self.waiting()
+        if self.world.late and (not waiting or self.chance.random() < 0.1):
+            late, *rest = self.world.late
+            self.world = self.world._replace(late=tuple(rest))
+            self.send(late)
+            return
+        number = self.chance.choice(waiting)
+        answers = self.world.answers[number]
+        assert answers is not None
+        request = self.search.following(number, answers)
+        assert request is not None
+        fate = self.chance.random() if request.verb in ("write", "put", "delete") else 1.0
+        if fate < 0.05:
+            self.world = self.world._replace(late=(*self.world.late, request))
+            return
+        answer = self.send(request)
+        if fate < 0.1:
+            return
+        if fate < 0.15:
+            answers_now = (*self.world.answers[:number], None, *self.world.answers[number + 1 :])
+            self.world = self.world._replace(answers=answers_now)
+            return
+        self.world = self.search._hear(self.world, number, (*answers, answer))
+
+    def send(self, request: Request) -> object:
+        self.world, answer = self.search._apply(self.world, request)
+        if request.verb == "read":
+            assert sorted(self.index.read(request.what).items()) == sorted((i.key, i) for i in answer)
+        elif request.verb == "write":
+            assert tuple(self.index.write(request.what)) == answer
+        return answer
+
+
+@pytest.mark.usefixtures("one_name_a_record")
+def test_random_interleavings_on_sqlite_answer_as_in_memory(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    index = SqliteIndex(str(tmp_path / "index.db"), create=True)
+    index._db.execute("PRAGMA synchronous = OFF")
+    scenarios = [*content_scenarios(), *overflow_scenarios()]
+    for _ in range(600):
+        Walk(chance.choice(scenarios), index, chance).run()
+    index.close()

@@ -112,7 +112,7 @@ class _Commands(click.Group):
         "history": "browse",
         "diff": "browse",
         "restore": "restore",
-        "rebuild": "restore",
+        "rebuild": "rebuild",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -58,10 +58,10 @@ def print_plan(output: Output, plan: Plan) -> None:
             output.info("  no changes")
         elif len(steps) <= LINES or output.verbosity > 0:
             for step in sorted(_of(plan, header.name), key=path_of) if len(steps) <= LINES else _of(plan, header.name):
-                output.text(_step_line(step))
+                output.info(_step_line(step))
         else:
             for line in _folded(_of(plan, header.name)):
-                output.text(line)
+                output.info(line)
     for name in plan.header.unconfigured:
         output.info(f"note: source {name} is in the repository but not in the configuration; it is kept as it is")
     output.text(totals_line(plan.totals))
@@ -90,7 +90,8 @@ def totals_line(totals: Totals) -> str:
         else "nothing to upload"
     )
     excluded = f" ({totals.excluded:,} because they are excluded now)" if totals.excluded else ""
-    return f"Plan: {actions}{excluded}; {upload}, about {plural(totals.index_writes, 'index write')}."
+    writes = f", about {plural(totals.index_writes, 'index write')}" if totals.index_writes else ""
+    return f"Plan: {actions}{excluded}; {upload}{writes}."
 
 
 def _step_line(step: Step) -> str:

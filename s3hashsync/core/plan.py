@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol, TypeAlias
 
+from s3hashsync.core.cost import index_writes
 from s3hashsync.core.model import ContentHash, Entry, Kind, Location, RecordState, Sha256
 
 
@@ -247,20 +248,39 @@ class Plan:
 
 
 @dataclass(slots=True)
-class _Last:
-    """The hash counted last in each direction. Steps of one hash stand together, and its names travel in one write: so comparing
-    with the last one counts writes without remembering every hash."""
+class _Group:
+    """The names counted last in one direction. Steps of one content stand together, and its names travel in few writes: so what
+    is remembered is one group, not every hash."""
 
-    added: ContentHash | None = None
-    dropped: ContentHash | None = None
+    hash: ContentHash | None = None
+    names: int = 0
+
+    def count(self, hash_: ContentHash) -> int:
+        """One more name of this content: the writes of the group that is complete by that."""
+        if hash_ == self.hash:
+            self.names += 1
+            return 0
+        writes = self.writes()
+        self.hash, self.names = hash_, 1
+        return writes
+
+    def writes(self) -> int:
+        return index_writes(self.names) if self.names else 0
 
 
 def total(steps: Iterable[Step]) -> Totals:
-    """Sum up. Index writes are those of records; a hash with more names than its record holds needs more of them."""
-    totals, last = Totals(), _Last()
+    """Sum up. Index writes are an estimate: how the names of one content spread over overflow items is known only afterwards."""
+    totals, added, dropped = Totals(), _Group(), _Group()
     for step in steps:
         _count_action(totals, step)
-        _count_effects(totals, last, step)
+        if isinstance(step, StoreContent):
+            totals.objects_put += 1
+            totals.bytes_upload += step.entry.size
+        if isinstance(step, StoreContent | AddName | Undelete | MoveName):
+            totals.index_writes += added.count(step.hash)
+        for hash_ in drops_of(step):
+            totals.index_writes += dropped.count(hash_)
+    totals.index_writes += added.writes() + dropped.writes()
     return totals
 
 
@@ -283,19 +303,6 @@ def _count_action(totals: Totals, step: Step) -> None:
             totals.excluded += 1
         case _:
             totals.remove += 1
-
-
-def _count_effects(totals: Totals, last: _Last, step: Step) -> None:
-    if isinstance(step, StoreContent):
-        totals.objects_put += 1
-        totals.bytes_upload += step.entry.size
-    if isinstance(step, StoreContent | AddName | Undelete | MoveName) and step.hash != last.added:
-        last.added = step.hash
-        totals.index_writes += 1
-    for hash_ in drops_of(step):
-        if hash_ != last.dropped:
-            last.dropped = hash_
-            totals.index_writes += 1
 
 
 def drops_of(step: Step) -> tuple[ContentHash, ...]:

@@ -42,6 +42,10 @@ _SPECIAL = {
 }
 
 
+# One for the process: several placers, each in a thread of its own, may work in one folder.
+_numbers = count()
+
+
 class Outcome(Enum):
     PLACED = "placed"
     KEPT = "kept"
@@ -59,7 +63,6 @@ class Placer:
         self.problems: list[MetadataProblem] = []
         self._target = target
         self._overwrite = overwrite
-        self._numbers = count()
         with self._named(b""):
             os.makedirs(target, exist_ok=True)
             # The user named the target; a symlink there is meant.
@@ -80,15 +83,23 @@ class Placer:
         """Everything placed so far survives a power cut. Once, at the end: not for each file."""
         os.sync()
 
-    def make_dir(self, path: bytes) -> Outcome:
-        """A folder that only its owner may enter until `finish_dir`. One that is there is used as it is."""
+    def make_dir(self, path: bytes, *, claim: bool = False) -> Outcome:
+        """A folder that only its owner may enter until `finish_dir`. One that is there is used as it is, and
+        closed to others like a new one with `claim`."""
         if not path:
+            if claim:
+                with suppress(PermissionError):
+                    os.fchmod(self._root, 0o700)
             return Outcome.KEPT
         with self._named(path):
             folder, name = self._place_of(path)
             there = _lstat(folder, name)
             if there is not None and stats.S_ISDIR(there.st_mode):
-                self._make_writable(folder, name, there)
+                if claim:
+                    with suppress(PermissionError):
+                        chmod_name(folder, name, 0o700)
+                else:
+                    self._make_writable(folder, name, there)
                 return Outcome.KEPT
             if there is not None:
                 self._clear_way(folder, name, path)
@@ -216,9 +227,9 @@ class Placer:
     @contextmanager
     def _temporary(self, folder: int) -> Iterator[bytes]:
         """A free name, which is gone again afterwards."""
-        name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(self._numbers))
+        name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(_numbers))
         while _lstat(folder, name) is not None:
-            name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(self._numbers))
+            name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(_numbers))
         try:
             yield name
         finally:

@@ -303,7 +303,8 @@ def _apply_source(
     newest = newest_key(repository.objects, header.name)
     run = new_run_id(job.clock(), newest, job.entropy(4).hex())
     facts = SourceFacts(header.name, job.config.host, run, session.state.anchor().head, int(job.clock()))
-    lease, _ = acquire(repository.index, facts, job.entropy, take_over=options.take_over)
+    seen = session.facts.head if session.facts else ""
+    lease, _ = acquire(repository.index, facts, job.entropy, seen=seen, take_over=options.take_over)
     terms = Terms(
         settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
     )

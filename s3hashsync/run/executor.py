@@ -19,6 +19,7 @@ from typing import assert_never
 
 from s3hashsync.codec.names import stored_name
 from s3hashsync.core.compare import is_racy
+from s3hashsync.core.cost import NAMES_AT_ONCE
 from s3hashsync.core.model import Content, ContentHash, Record, StoredName
 from s3hashsync.core.plan import (
     AddName,
@@ -55,7 +56,6 @@ from s3hashsync.run.uploads import Candidate, Uploader
 
 BATCH_STEPS = 1000
 BATCH_BYTES = 256 << 20
-BATCH_SAME = 50_000
 SEGMENT_STEPS = 20_000
 CHECKPOINT_FLOOR = 1000
 
@@ -274,7 +274,7 @@ def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
     for step in steps:
         hash_ = step.hash if isinstance(step, StoreContent | AddName | Undelete | MoveName) else None
         full = len(batch) >= BATCH_STEPS or size >= BATCH_BYTES
-        if batch and full and (hash_ is None or hash_ != last or len(batch) >= BATCH_SAME):
+        if batch and full and (hash_ is None or hash_ != last or len(batch) >= NAMES_AT_ONCE):
             yield batch
             batch, size = [], 0
         batch.append(step)

@@ -84,7 +84,7 @@ class Lease:
     def advance(self, head: str, updated: int, files: int, size: int) -> None:
         """Move the head of the run logs: raises `Locked` when the source is no longer ours."""
         facts = SourceFacts(self.facts.name, self.facts.host, self.facts.run, head, updated, files, size)
-        self._rev = _write(self._index, facts, self._rev, self._entropy)
+        self._rev = write_facts(self._index, facts, self._rev, self._entropy)
         self.facts = facts
 
 
@@ -93,14 +93,18 @@ def acquire(
     wanted: SourceFacts,
     entropy: Callable[[int], bytes],
     *,
+    seen: str | None = None,
     take_over: bool = False,
 ) -> tuple[Lease, bool]:
     """The lease for `wanted.host` and `wanted.run`, and whether the source was another host's before. The caller holds the
-    host's lock file; the same host takes over silently. Raises `Locked` for another host's source."""
+    host's lock file; the same host takes over silently. Raises `Locked` for another host's source, and when the head of the run logs
+    is not `seen` any more: what was planned on it would leave the other run's segment out of the logs.
+
+    The head becomes `wanted.head`: a dead run's segment counts from here on, so that the next one may follow it."""
     item = index.read([PREFIX + wanted.name]).get(PREFIX + wanted.name)
     if item is None:
-        _enlist(index, wanted.name, entropy)
-        return Lease(index, wanted, _write(index, wanted, None, entropy), entropy), False
+        enlist(index, wanted.name, entropy)
+        return Lease(index, wanted, write_facts(index, wanted, None, entropy), entropy), False
     if not isinstance(item, Control):
         raise Corrupt(f"the item {PREFIX}{wanted.name} of the index is not a source")
     now = _facts(item)
@@ -111,11 +115,16 @@ def acquire(
             f"set `host: {now.host}` in the configuration if this is the same machine under another name (containers, CI);"
             " use --take-over if this machine replaces it",
         )
-    facts = SourceFacts(wanted.name, wanted.host, wanted.run, now.head, wanted.updated, now.files, now.size)
-    return Lease(index, facts, _write(index, facts, item.rev, entropy), entropy), foreign
+    if seen is not None and now.head != seen:
+        raise Locked(
+            f"source {wanted.name} was backed up by {now.host} since this run looked at it", "run the same command again"
+        )
+    facts = SourceFacts(wanted.name, wanted.host, wanted.run, wanted.head, wanted.updated, now.files, now.size)
+    return Lease(index, facts, write_facts(index, facts, item.rev, entropy), entropy), foreign
 
 
-def _write(index: Index, facts: SourceFacts, expects: Rev | None, entropy: Callable[[int], bytes]) -> Rev:
+def write_facts(index: Index, facts: SourceFacts, expects: Rev | None, entropy: Callable[[int], bytes]) -> Rev:
+    """Write the source's item on the rev that was read (None: there was none); answers its new rev, or raises `Locked`."""
     rev = Rev(entropy(12))
     fields = (
         ("host", facts.host),
@@ -132,7 +141,7 @@ def _write(index: Index, facts: SourceFacts, expects: Rev | None, entropy: Calla
     return rev
 
 
-def _enlist(index: Index, name: str, entropy: Callable[[int], bytes]) -> None:
+def enlist(index: Index, name: str, entropy: Callable[[int], bytes]) -> None:
     """Put the source on the repository's list, so that it can be found without a scan of the whole index."""
     for _ in range(30):
         item = index.read(["sources"]).get("sources")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+from s3hashsync.core.cost import DEEPEST, NAMES_IN_RECORD, spill_length
 from s3hashsync.core.model import (
     ENCODING_ZSTD,
     ContentHash,
@@ -34,10 +35,8 @@ from s3hashsync.core.model import (
 from s3hashsync.errors import Corrupt, S3HashSyncError, StoreError, Unreachable
 from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
 
-NAMES_IN_RECORD = 64
 BYTES_IN_RECORD = 64 * 1024
 BYTES_IN_BUCKET = 192 * 1024
-DEEPEST = 4
 ROUNDS = 30
 REV_BYTES = 12
 
@@ -227,7 +226,7 @@ class Ledger:
             return {}
         plans: dict[ContentHash, dict[str, set[StoredName]]] = {}
         for hash_, (record, names) in spilling.items():
-            length = _spill_length(record, len(names))
+            length = spill_length(len(names), record.spill)
             plans[hash_] = _by_prefix(names, length)
         found = self._overflows(overflow_key(h, p) for h, plan in plans.items() for p in plan)
         out: dict[ContentHash, tuple[Record, frozenset[StoredName]]] = {}
@@ -237,7 +236,7 @@ class Ledger:
             if placed is None:
                 continue
             length, crowded = placed
-            record = replace(record, spill=max(record.spill, length), buckets=record.buckets | plan.keys())
+            record = replace(record, spill=max(record.spill, length), buckets=record.buckets.union(plan))
             out[hash_] = (replace(record, spill=min(record.spill + crowded, DEEPEST)), frozenset())
         return out
 
@@ -287,13 +286,14 @@ class Ledger:
         guard: Callable[[], None],
     ) -> None:
         seen = self._look(pending)
-        _keep_live(pending, seen)
+        seen.buckets |= self._strays(pending, seen)
         guard()
         refused = self._empty_buckets(pending, seen)
+        _keep_live(pending, seen, refused)
         if any(record.buckets for record in seen.records.values()):
             # Records first, buckets second: an empty bucket is dropped on a rev that is older than the sight of it.
             seen = self._look(pending)
-            _keep_live(pending, seen)
+            _keep_live(pending, seen, refused)
             guard()
         writes: dict[ContentHash, Record] = {}
         for hash_, names in list(pending.items()):
@@ -322,6 +322,20 @@ class Ledger:
         if keys:
             seen.buckets = self._overflows(keys)
         return seen
+
+    def _strays(
+        self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round
+    ) -> dict[str, Overflow]:
+        """The overflow items that hold such a name and do not count: a process died before the record listed them. Left there, the
+        name would count as soon as another one needs the item."""
+        keys = {
+            overflow_key(hash_, _prefix(name, length))
+            for hash_, record in seen.records.items()
+            for name in pending[hash_] - record.names
+            if not any(name in _names_in(seen.buckets, overflow_key(hash_, p)) for p in _listed_prefixes(record, [name]))
+            for length in range(1, DEEPEST + 1)
+        }
+        return self._overflows(keys - seen.buckets.keys()) if keys else {}
 
     def _empty_buckets(
         self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round
@@ -393,9 +407,13 @@ class Ledger:
         return Rev(self._entropy(REV_BYTES))
 
 
-def _keep_live(pending: dict[ContentHash, frozenset[StoredName]], seen: _Round) -> None:
-    """Only live records have names; where there is none, nothing is left to remove."""
+def _keep_live(
+    pending: dict[ContentHash, frozenset[StoredName]], seen: _Round, refused: Collection[ContentHash]
+) -> None:
+    """Only live records have names; where there is none, nothing is left to remove (but from an overflow item that was refused)."""
     for hash_ in list(pending):
+        if hash_ in refused:
+            continue
         if hash_ not in seen.records or seen.records[hash_].state is not _LIVE:
             del pending[hash_]
 
@@ -435,14 +453,6 @@ def _by_prefix(names: Iterable[StoredName], length: int) -> dict[str, set[Stored
     for name in names:
         out.setdefault(_prefix(name, length), set()).add(name)
     return out
-
-
-def _spill_length(record: Record, count: int) -> int:
-    """Long enough that `count` new names make about a record's worth a bucket at most; never shorter than before."""
-    length = max(record.spill, 1)
-    while length < DEEPEST and count > 16**length * NAMES_IN_RECORD:
-        length += 1
-    return length
 
 
 def _listed_prefixes(record: Record, names: Iterable[StoredName]) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import TypeVar
 
 from s3hashsync.codec.names import parse_name, stored_name
 from s3hashsync.core.compare import is_racy
@@ -25,12 +26,15 @@ from s3hashsync.core.model import (
 )
 from s3hashsync.disk.state import UNKNOWN_TIME, Anchor, Known, State, key_of
 from s3hashsync.errors import Corrupt, Missing
-from s3hashsync.run.history import Line, Present, Removed, chain, read_segment
+from s3hashsync.run.history import CHECKPOINT, Line, Present, Removed, newest_key, read_segment, segments_prefix
+from s3hashsync.run.lease import read_source
 from s3hashsync.run.progress import Progress
 from s3hashsync.run.repository import Repository
+from s3hashsync.run.snapshots import segments_back
 from s3hashsync.stores.base import IndexReader
 
 _BATCH = 2000
+_T = TypeVar("_T")
 
 
 def rebuild_state(
@@ -40,7 +44,7 @@ def rebuild_state(
     state.clear()
     if head:
         try:
-            from_logs(repository, state, head, progress)
+            from_logs(repository, state, source, head, progress)
         except (Missing, Corrupt) as error:
             progress.note(f"the run logs cannot be read ({error.message}): rebuilding from the index instead")
             state.clear()
@@ -51,21 +55,48 @@ def rebuild_state(
     state.set_anchor(Anchor(identity.id, identity.incarnation, head))
 
 
-def from_logs(repository: Repository, state: State, head: str, progress: Progress) -> None:
+def rebuild_on_newest(repository: Repository, state: State, source: str, progress: Progress) -> str:
+    """What `rebuild` does on purpose: also where the run logs are newer than the index (a table restored to an older point). Then the
+    next apply writes every name again, for the index may have lost some. Answers the head that the state stands on now."""
+    facts = read_source(repository.index, source)
+    head = facts.head if facts else ""
+    newest = newest_key(repository.objects, source, head or segments_prefix(source))
+    newest = "" if newest == segments_prefix(source) else newest
+    if newest == head:
+        rebuild_state(repository, state, source, head, progress)
+        return head
+    built_on = not head or any(key == head for key, _ in segments_back(repository.objects, source, newest))
+    chosen = newest if built_on else head
+    rebuild_state(repository, state, source, chosen, progress)
+    state.set_note("rewrite", "1")
+    state.set_note("newest", newest)
+    return chosen
+
+
+def from_logs(repository: Repository, state: State, source: str, head: str, progress: Progress) -> None:
     """Replay the segments from the newest checkpoint on."""
-    segments = chain(repository.objects, head)
+    segments = list(_since_checkpoint(repository, source, head))[::-1]
     progress.phase("reading run logs", len(segments), 0)
     last: list[Line] = []
-    for key, _ in segments:
+    for key in segments:
         header, lines = read_segment(repository.objects, key)
-        last = []
         for batch in _batches(lines):
-            state.load(_rows(batch, header.scanned_ns))
-            state.drop(key_of(line.path) for line in batch if isinstance(line, Removed))
+            # The last word on a path counts.
+            words = {line.entry.path if isinstance(line, Present) else line.path: line for line in batch}
+            state.load(_rows(words.values(), header.scanned_ns))
+            state.drop(key_of(line.path) for line in words.values() if isinstance(line, Removed))
             if key == head:
                 last += [line for line in batch if line.was]
         progress.advance(1, 0)
-    _mark_unfinished(repository.index, state, segments[-1][1].source if segments else "", last)
+    _mark_unfinished(repository.index, state, source, last)
+
+
+def _since_checkpoint(repository: Repository, source: str, head: str) -> Iterator[str]:
+    """The keys of the segments that make up the state, newest first."""
+    for key, header in segments_back(repository.objects, source, head):
+        yield key
+        if header.kind == CHECKPOINT:
+            return
 
 
 def _rows(lines: Iterable[Line], scanned_ns: int) -> Iterator[tuple[Known, Content | None]]:
@@ -139,7 +170,7 @@ def _rows_of(record: Record, names: Iterable[StoredName], source: str) -> Iterat
             yield Known(entry, record.hash, Sha256(bytes(record.hash)), racy=True), record.content
 
 
-def _batches(items: Iterable) -> Iterator[list]:  # type: ignore[type-arg]
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, _BATCH)):
         yield batch

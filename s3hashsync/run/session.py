@@ -99,7 +99,7 @@ def _trust(
     newest = newest_key(repository.objects, source, head or segments_prefix(source))
     newest = "" if newest == segments_prefix(source) else newest
     known = (anchor.repository, anchor.incarnation) == (identity.id, identity.incarnation)
-    if newest != head:
+    if newest != head and not (known and newest == state.note("newest")):
         if not (known and newest in (anchor.pending, anchor.head) and _follows(repository, newest, head)):
             raise Refused(
                 f"the run logs of source {source} are newer than the index ({newest})",
@@ -107,6 +107,9 @@ def _trust(
                 " apply writes every name again",
             )
         head = newest
+    elif newest != head:
+        # `rebuild` has seen that segment, and decided whether this state stands on it.
+        head = anchor.head
     if known and head and head == anchor.pending:
         # The segment was stored, then the process died: its rows are still dirty and will be written again.
         state.set_anchor(replace(anchor, head=head, pending=""))

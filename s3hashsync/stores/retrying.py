@@ -94,7 +94,7 @@ class _Retrier:
         jitter = min(1.0, 2 * policy.first_wait)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_transient),
-            wait=tenacity.wait_exponential_jitter(policy.first_wait, policy.longest_wait, jitter=jitter),
+            wait=tenacity.wait_exponential_jitter(multiplier=policy.first_wait, max=policy.longest_wait, jitter=jitter),
             stop=self._is_enough,
             sleep=policy.sleep,
             before_sleep=tell,

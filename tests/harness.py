@@ -1,0 +1,343 @@
+"""A repository on the embedded stores, a host with its state, and a source: driven without the command line.
+
+Decides what must hold after every run (`assert_safe`) and after a run that came to its end
+(`assert_converged`). The clock stands an hour ahead of the files, so that no file is racy unless a test wants it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from s3hashsync.codec.names import stored_name
+from s3hashsync.codec.zstd import decode_stream
+from s3hashsync.config import Config, FolderUrl, SourceSettings, SqliteUrl
+from s3hashsync.config.model import RepositorySettings
+from s3hashsync.core.model import ContentHash, Kind, Overflow, Record, RecordState, object_stem
+from s3hashsync.core.plan import Problem, Step, Totals
+from s3hashsync.disk.state import State, key_of
+from s3hashsync.run import backup
+from s3hashsync.run.history import Present, Removed, chain, read_segment
+from s3hashsync.run.lease import read_source
+from s3hashsync.run.progress import Silent, Stop
+from s3hashsync.run.repository import Repository, initialise, open_repository
+from s3hashsync.stores.base import Index, ObjectStore
+from s3hashsync.stores.local import LocalObjects
+from s3hashsync.stores.sqlite import SqliteIndex
+
+SOURCE = "photos"
+AHEAD = 3600.0
+Wrap = Callable[[ObjectStore, Index], tuple[ObjectStore, Index]]
+
+
+def as_they_are(objects: ObjectStore, index: Index) -> tuple[ObjectStore, Index]:
+    return objects, index
+
+
+@dataclass(slots=True)
+class Done:
+    """What one `backup` did."""
+
+    summary: backup.Summary
+    problems: list[Problem]
+    totals: Totals
+
+
+@dataclass
+class House:
+    """One repository, one source folder, and one host that backs it up. Copies of it are further hosts."""
+
+    folder: Path
+    host: str = "laptop"
+    state_name: str = "state"
+    source_name: str = SOURCE
+    wrap: Wrap = as_they_are
+    seed: int = 1
+    ahead: float = AHEAD
+    threads: int = 1
+    log_interval: int = 3600
+    compare: frozenset[str] = frozenset({"size", "mtime", "ctime", "inode"})
+    stop: Stop = field(default_factory=Stop)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self.source.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def source(self) -> Path:
+        return self.folder / self.source_name
+
+    @property
+    def state_folder(self) -> Path:
+        return self.folder / self.state_name
+
+    @property
+    def state_path(self) -> Path:
+        return self.state_folder / f"{self.source_name}.db"
+
+    def clock(self) -> float:
+        return time.time() + self.ahead
+
+    def clock_ns(self) -> int:
+        return int(self.clock() * 1_000_000_000)
+
+    def init(self) -> House:
+        with self._stores(create=True) as (objects, index):
+            initialise(objects, index, int(self.clock()), self._random.randbytes)
+        return self
+
+    @contextlib.contextmanager
+    def _stores(self, *, create: bool = False) -> Iterator[tuple[LocalObjects, SqliteIndex]]:
+        objects = LocalObjects(str(self.folder / "repository"), create=create)
+        index = SqliteIndex(str(self.folder / "repository" / "index.db"), create=create)
+        try:
+            yield objects, index
+        finally:
+            index.close()
+            objects.close()
+
+    @contextlib.contextmanager
+    def repository(self) -> Iterator[Repository]:
+        """As it is, without faults."""
+        with self._stores() as (objects, index):
+            yield open_repository(objects, index)
+
+    @contextlib.contextmanager
+    def state(self) -> Iterator[State]:
+        state = State(str(self.state_path))
+        try:
+            yield state
+        finally:
+            state.close()
+
+    # Running
+
+    @contextlib.contextmanager
+    def job(self) -> Iterator[backup.Job]:
+        with self._stores() as stores:
+            repository = open_repository(*self.wrap(*stores))
+            yield backup.Job(
+                self.config(),
+                repository,
+                str(self.state_folder),
+                Silent(),
+                self.stop,
+                self.clock,
+                self.clock_ns,
+                self._random.randbytes,
+                self.threads,
+            )
+
+    def config(self) -> Config:
+        repository = RepositorySettings(
+            objects=FolderUrl(str(self.folder / "repository")),
+            index=SqliteUrl(str(self.folder / "repository" / "index.db")),
+            region=None,
+            profile=None,
+            role_arn=None,
+            s3_endpoint=None,
+            dynamodb_endpoint=None,
+            credentials=None,
+            path_style=False,
+            storage_class="STANDARD",
+            min_storage_seconds=0,
+            keep_deleted_seconds=0,
+            append_only=False,
+        )
+        return Config(
+            file="backup.yaml",
+            repository=repository,
+            encryption="off",
+            host=self.host,
+            sources=(self.source_settings(),),
+            upload_threads=self.threads,
+            mass_change_share=1.0,
+            mass_change_files=1 << 40,
+            log_interval_seconds=self.log_interval,
+        )
+
+    def source_settings(self) -> SourceSettings:
+        return SourceSettings(
+            name=self.source_name,
+            path=str(self.source),
+            exclude=(),
+            exclude_regex=(),
+            ignore_files=(),
+            exclude_caches=False,
+            exclude_if_present=(),
+            exclude_larger_than=None,
+            one_file_system=False,
+            compare=self.compare,
+            allow_empty=True,
+        )
+
+    def plan(self) -> list[Step]:
+        with self.job() as job, backup.planned(job) as work:
+            return list(work.plan.steps())
+
+    def backup(self, options: backup.ApplyOptions | None = None) -> Done:
+        with self.job() as job, backup.planned(job) as work:
+            summary, problems = backup.apply(job, work, options or backup.ApplyOptions())
+            return Done(summary, problems, work.plan.totals)
+
+    def again(self, **fields: object) -> House:
+        """The next process: new objects on the same folders, other randomness."""
+        return replace(self, seed=self.seed + 1, stop=Stop(), **fields)
+
+    # The source
+
+    def write(self, path: str, content: str | bytes) -> None:
+        """A new file takes the old one's place, so that its inode tells the two apart whatever the clock's grain."""
+        place = self.source / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(place.name + ".new")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, place)
+
+    # Looking
+
+    def records(self) -> dict[ContentHash, Record]:
+        with self._stores() as (_, index):
+            return {item.hash: item for item in index.scan() if isinstance(item, Record)}
+
+    def names(self) -> dict[str, ContentHash]:
+        """Every name that counts, with its content; a name under two contents fails."""
+        with self._stores() as (_, index):
+            found = [(name, h) for h, names in names_by_hash(index).items() for name in names]
+        assert len(found) == len(dict(found)), f"a name under two contents: {sorted(found)}"
+        return dict(found)
+
+    def names_of(self, hash_: ContentHash) -> frozenset[str]:
+        with self._stores() as (_, index):
+            return names_by_hash(index).get(hash_, frozenset())
+
+    def stored_versions(self) -> dict[str, list[str]]:
+        """Stem to versions: everything that lies in the store, whether anybody points to it or not."""
+        out: dict[str, list[str]] = {}
+        with self._stores() as (objects, _):
+            for version in objects.versions("objects/"):
+                out.setdefault(version.stem, []).append(version.version)
+        return out
+
+    def logged(self) -> dict[bytes, Present]:
+        """The source as its run logs tell it, from the segment that the state stands on."""
+        with self.repository() as repository, self.state() as state:
+            facts = read_source(repository.index, self.source_name)
+            return replay(repository, state.anchor().head or (facts.head if facts else ""))
+
+    def contents(self) -> dict[str, ContentHash]:
+        """What the source's files hold: names and hashes of all that are not empty."""
+        out = {}
+        root = os.fsencode(self.source)
+        for folder, _, files in os.walk(root):
+            for file in files:
+                path = os.path.join(folder, file)
+                if stat.S_ISREG(os.lstat(path).st_mode) and os.path.getsize(path):
+                    digest = hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).digest()
+                    out[stored_name(self.source_name, os.path.relpath(path, root))] = ContentHash(digest)
+        return out
+
+    # What must hold
+
+    def assert_safe(self) -> None:
+        """After anything: bytes of every live or trash record are there and right; what the state takes for
+        acknowledged is in the index and in the run logs."""
+        assert_contents_readable(self)
+        if not self.state_path.exists():
+            return
+        with self.state() as state:
+            clean = {row.key: row.hash for row in state.rows() if not row.dirty}
+        with self._stores() as (_, index):
+            names = names_by_hash(index)
+        logged = {key_of(path): line.hash for path, line in self.logged().items()} if clean else {}
+        for key, hash_ in clean.items():
+            assert logged[key] == hash_, f"{key!r} is acknowledged, and the run logs do not have it so"
+            if hash_ is not None:
+                name = stored_name(self.source_name, key.replace(b"\0", b"/"))
+                assert name in names.get(hash_, ()), f"{name} is acknowledged, and the index does not have it"
+
+    def assert_logs_restorable(self) -> None:
+        """A lost laptop: whatever the run logs say of the source is in the index, under its name, with its bytes."""
+        with self._stores() as (_, index):
+            names = names_by_hash(index)
+        with self.repository() as repository:
+            facts = read_source(repository.index, self.source_name)
+            head = facts.head if facts else ""
+            for path, line in replay(repository, head).items():
+                if line.hash is not None:
+                    assert stored_name(self.source_name, path) in names.get(line.hash, ()), f"{path!r} is in no record"
+
+    def assert_converged(self, *, copies: int = 1) -> None:
+        """After a run that came to its end: index, run logs and store hold the source, all of it and nothing else."""
+        self.assert_safe()
+        assert self.plan() == []
+        wanted = self.contents()
+        mine = {name: h for name, h in self.names().items() if name.startswith(f"{self.source_name}/")}
+        assert mine == wanted
+        logged = self.logged()
+        assert {stored_name(self.source_name, p): line.hash for p, line in logged.items() if line.hash} == wanted
+        assert set(logged) == set(paths_below(self.source))
+        for line in logged.values():
+            assert line.hash is None or line.content is not None or line.entry.kind is not Kind.FILE
+        for hash_ in wanted.values():
+            assert len(self.stored_versions()[object_stem(hash_)]) <= copies, "a content is stored twice"
+
+    def forget_state(self) -> None:
+        shutil.rmtree(self.state_folder)
+
+
+def names_by_hash(index: Index) -> dict[ContentHash, frozenset[str]]:
+    """The names that count: of live records, and of the overflow items that these list."""
+    items = list(index.scan())
+    out: dict[ContentHash, set[str]] = {}
+    for item in items:
+        if isinstance(item, Record) and item.state is RecordState.LIVE:
+            out.setdefault(item.hash, set()).update(item.names)
+    records = {item.hash: item for item in items if isinstance(item, Record)}
+    for item in items:
+        if isinstance(item, Overflow) and item.hash in out and item.prefix in records[item.hash].buckets:
+            out[item.hash] |= item.names
+    return {hash_: frozenset(names) for hash_, names in out.items()}
+
+
+def replay(repository: Repository, head: str) -> dict[bytes, Present]:
+    out: dict[bytes, Present] = {}
+    for key, _ in chain(repository.objects, head):
+        for line in read_segment(repository.objects, key)[1]:
+            if isinstance(line, Removed):
+                out.pop(line.path, None)
+            else:
+                out[line.entry.path] = line
+    return out
+
+
+def assert_contents_readable(house: House) -> None:
+    with house.repository() as repository:
+        for record in house.records().values():
+            if record.state not in (RecordState.LIVE, RecordState.TRASH):
+                continue
+            version = record.content.location.version
+            chunks = repository.objects.read(object_stem(record.hash), version)
+            content = b"".join(decode_stream(chunks, record.size))
+            assert hashlib.sha256(content).digest() == record.hash
+
+
+def paths_below(root: Path) -> Iterator[bytes]:
+    top = os.fsencode(root)
+    yield b""
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            yield os.path.relpath(os.path.join(folder, name), top)
+
+
+def fast_folder() -> Path | None:
+    """A folder in memory, where there is one: thousands of small syncs."""
+    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
