@@ -118,6 +118,13 @@ class House:
         finally:
             state.close()
 
+    @contextlib.contextmanager
+    def fresh_state(self) -> Iterator[State]:
+        """As the first command on a host makes it."""
+        self.state_folder.mkdir(exist_ok=True)
+        with self.state() as state:
+            yield state
+
     # Running
 
     @contextlib.contextmanager

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
+import signal
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from s3hashsync.core.model import ContentHash, Record, RecordState, Rev, object_stem
 from s3hashsync.disk.state import State
-from s3hashsync.errors import S3HashSyncError
-from s3hashsync.stores.base import Index, ObjectStore
+from s3hashsync.errors import Interrupted, Missing, Refused, S3HashSyncError
+from s3hashsync.run import executor
+from s3hashsync.run.executor import CHANGES, SourceExecutor
+from s3hashsync.run.progress import Silent, Stop
+from s3hashsync.run.rebuild import rebuild_on_newest
+from s3hashsync.run.uploads import Uploader
+from s3hashsync.stores.base import Index, ObjectStore, Outcome, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
-from tests.faulty import Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, at
+from tests.faulty import Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, at, on
 from tests.harness import House, Wrap, as_they_are, fast_folder
 
 KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "25"))
@@ -214,3 +225,323 @@ def test_two_crashes_one_after_the_other(folder: Path, fresh: bool) -> None:
             house = house.again(wrap=as_they_are)
             house.assert_converged()
             shutil.rmtree(house.folder)
+
+
+# Crash and more: a lost state, an old one, no space, Ctrl-C
+
+
+def aged(house: House) -> None:
+    """The state as it was before the run, as an old disk image has it."""
+    for suffix in ("", "-wal", "-shm"):
+        old = house.folder / f"old.db{suffix}"
+        if old.exists():
+            shutil.copy(old, f"{house.state_path}{suffix}")
+        elif os.path.exists(f"{house.state_path}{suffix}"):
+            os.unlink(f"{house.state_path}{suffix}")
+
+
+@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+def test_after_a_crash_the_state_may_be_lost(folder: Path, fault: Fault) -> None:
+    """Nothing is lost and all is found again. A segment that no head names yet needs `rebuild`; what was put
+    but not named is put again."""
+    for house, _ in each_trial(folder, fault, fresh=False):
+        house.forget_state()
+        try:
+            house.backup()
+        except Refused:
+            with house.repository() as repository, house.fresh_state() as state:
+                rebuild_on_newest(repository, state, house.source_name, Silent())
+            house = house.again()
+            house.backup()
+        house.assert_converged(copies=2)
+
+
+@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+def test_after_a_crash_the_state_may_be_an_older_copy(folder: Path, fault: Fault) -> None:
+    for number in range(1, count_operations(folder, fresh=False) + 1):
+        house = prepared(folder / str(number), fresh=False)
+        shutil.copy(house.state_path, house.folder / "old.db")
+        run_under(house, FaultPlan([at(number, fault)]))
+        aged(house)
+        house = house.again(wrap=as_they_are)
+        try:
+            house.backup()
+        except Refused:
+            with house.repository() as repository, house.state() as state:
+                rebuild_on_newest(repository, state, house.source_name, Silent())
+            house = house.again()
+            house.backup()
+        house.assert_converged(copies=2)
+
+
+class StopAfter(Stop):
+    """Ctrl-C at the n-th moment in which somebody asks."""
+
+    def __init__(self, moments: int) -> None:
+        super().__init__()
+        self.left = moments
+
+    def __bool__(self) -> bool:
+        self._count()
+        return super().__bool__()
+
+    def check(self) -> None:
+        self._count()
+        super().check()
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            self.set()
+
+
+def test_an_interruption_leaves_what_was_done_acknowledged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "BATCH_STEPS", 2)
+    moments, finished = 0, False
+    while not finished:
+        moments += 1
+        house = prepared(folder / str(moments), fresh=False)
+        house.stop = StopAfter(moments)
+        try:
+            house.backup()
+            finished = True
+        except Interrupted:
+            house.assert_safe()
+            house.assert_logs_restorable()
+        house.again().backup()
+        house.again().assert_converged()
+        assert all(len(versions) == 1 for versions in house.stored_versions().values())
+    assert moments > 10
+
+
+@contextlib.contextmanager
+def tiny_disk(place: Path, size: str) -> Iterator[None]:
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("full", ["repository", "state"])
+def test_a_full_disk_in_the_middle_loses_nothing(folder: Path, full: str) -> None:
+    chance = random.Random(3)
+    with tiny_disk(folder / full, "400k"):
+        house = House(folder).init()
+        before(house)
+        house.backup()
+        for number in range(80):
+            # The state takes much metadata, the repository much content.
+            house.write(f"{number:04}{'x' * 200}.jpg", chance.randbytes(10_000))
+            for copy in range(20 if full == "state" else 0):
+                house.write(f"{number:04}/{copy:04}{'y' * 200}.jpg", f"{number}")
+        with pytest.raises(S3HashSyncError) as raised:
+            house.again().backup()
+        assert raised.value.hint
+        house.assert_safe()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(folder / full)], check=True)
+        house.again().backup()
+        house.again().assert_converged()
+
+
+# kill -9
+
+
+def scribble(house: House, chance: random.Random) -> None:
+    """Some changes of every kind to a tree of some dozen files."""
+    names = [f"{letter}/{number}.jpg" for letter in "abc" for number in range(12)]
+    for name in chance.sample(names, 12):
+        place = house.source / name
+        match chance.randrange(4):
+            case 0 if place.exists():
+                os.unlink(place)
+            case 1 if place.exists():
+                other = house.source / chance.choice(names)
+                other.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(place, other)
+            case 2 if place.exists():
+                os.chmod(place, chance.choice([0o600, 0o644]))
+            case _:
+                house.write(name, f"content {chance.randrange(30)} " * chance.randrange(1, 2_000))
+
+
+def child(house: House) -> int:
+    """A process of its own that makes one backup; it ends in `_exit`, for it is a copy of the test runner."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        house.backup()
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+def test_kill_9_at_random_moments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "BATCH_STEPS", 3)
+    chance = random.Random(KILLS)
+    house = House(folder, log_interval=0, threads=2).init()
+    before(house)
+    killed = 0
+    for _ in range(KILLS * 8):
+        if killed == KILLS:
+            break
+        scribble(house, chance)
+        house = house.again()
+        pid = child(house)
+        time.sleep(chance.random() * 0.08)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        killed += os.WIFSIGNALED(status)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        house.assert_safe()
+        house.assert_logs_restorable()
+    assert killed == KILLS
+    house.again().backup()
+    house.again().assert_converged()
+
+
+# Each rule of the order taken out
+
+
+def noticed(folder: Path, then: Callable[[House], None] = nothing) -> bool:
+    """Whether the matrix of crashes fails now."""
+    try:
+        for fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):
+            assert_each_converges(folder, fault, then, fresh=False, compare=frozenset({"size", "mtime"}))
+            shutil.rmtree(folder)
+            folder.mkdir()
+    except (AssertionError, Refused, KeyError):
+        return True
+    return False
+
+
+def remove_first(self: SourceExecutor) -> None:
+    """REMOVE before the segment."""
+    drops = {h: frozenset(names) for h, names in self._pending.drops.items()}
+    self._c.ledger.remove(drops, self._c.lease.guard)
+    CLOSE(self)
+
+
+def settle_first(self: SourceExecutor) -> None:
+    """Clean rows before the segment is stored."""
+    pending = self._pending
+    if pending.steps:
+        self._c.state.settle(pending.present, pending.absent, self._c.state.anchor())
+    CLOSE(self)
+
+
+def remove_last(self: SourceExecutor) -> None:
+    """Clean rows before the removals."""
+    pending = self._pending
+    if not pending.steps:
+        return
+    anchor = self._store(pending.writer, CHANGES)
+    self._c.state.settle(pending.present, pending.absent, anchor)
+    self._c.ledger.remove({h: frozenset(names) for h, names in pending.drops.items()}, self._c.lease.guard)
+    pending.__init__(since=0.0)  # type: ignore[misc]
+
+
+CLOSE = SourceExecutor._close_segment
+
+
+@pytest.mark.parametrize("wrong", [remove_first, settle_first, remove_last])
+def test_the_order_of_segment_removals_and_rows_matters(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[SourceExecutor], None]
+) -> None:
+    monkeypatch.setattr(SourceExecutor, "_close_segment", wrong)
+    assert noticed(folder)
+
+
+def test_without_marks_a_reverted_file_leaves_its_name_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = State.mark
+    monkeypatch.setattr(State, "mark", lambda self, paths, attempts=(): mark(self, (), attempts))
+    assert noticed(folder, revert)
+
+
+def test_without_the_attempts_a_content_is_stored_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(State, "attempt", lambda self, hash_: None)
+    assert noticed(folder)
+
+
+def test_without_the_pending_segment_the_next_run_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_anchor = State.set_anchor
+    monkeypatch.setattr(State, "set_anchor", lambda self, anchor: set_anchor(self, replace(anchor, pending="")))
+    assert noticed(folder)
+
+
+def test_the_rules_themselves_are_not_noticed(folder: Path) -> None:
+    """So that the tests above fail for the rule that they take out, and for nothing else."""
+    assert not noticed(folder)
+    assert not noticed(folder, revert)
+
+
+# Adopting what a dead run stored
+
+
+class SweepsBefore:
+    """An index before whose n-th write of a record somebody sweeps: moves that record, then deletes the version."""
+
+    def __init__(self, index: Index, objects: ObjectStore) -> None:
+        self._index = index
+        self._objects = objects
+        self._swept: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._index, name)
+
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        fresh = [w for w in writes if isinstance(w.item, Record) and w.item.key not in self._swept]
+        for write in fresh:
+            # The listing was before this run; the fence is what the run meets; the deletion comes with its next write.
+            self._swept.add(write.item.key)
+            if write.expects is None:
+                gone = Record(write.item.hash, RecordState.GONE, Rev(b"the fence"))  # type: ignore[union-attr]
+                self._index.write([Write(gone, None)])
+        if not fresh:
+            for write in writes:
+                if isinstance(write.item, Record):
+                    stem = object_stem(write.item.hash)
+                    for version in OLD_VERSIONS.get(stem, ()):
+                        self._objects.delete(stem, version)
+        return self._index.write(writes)
+
+
+OLD_VERSIONS: dict[str, list[str]] = {}
+
+
+def swept_while_adopting(folder: Path) -> House:
+    """A run died after its puts; while the next one adopts them, a sweep goes by that had listed them."""
+    house = prepared(folder, fresh=True)
+    run_under(house, FaultPlan([on("objects.barrier", Fault.CRASH_AFTER)]))
+    OLD_VERSIONS.clear()
+    OLD_VERSIONS.update(house.stored_versions())
+    assert OLD_VERSIONS
+    house = house.again(wrap=lambda objects, index: (objects, SweepsBefore(index, objects)))
+    house.backup()
+    return house.again(wrap=as_they_are)
+
+
+def test_a_version_is_adopted_on_the_rev_of_its_attempt_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept_while_adopting(folder / "right").assert_converged(copies=2)
+    attempt = State.attempt
+    asked: dict[ContentHash, Rev | None] = {}
+
+    def any_rev(self: State, hash_: ContentHash):
+        found = attempt(self, hash_)
+        return replace(found, expects=asked[hash_]) if found is not None else None
+
+    def call(self: Uploader, needed):
+        asked.update(needed)
+        return CALL(self, needed)
+
+    monkeypatch.setattr(State, "attempt", any_rev)
+    monkeypatch.setattr(Uploader, "__call__", call)
+    with pytest.raises(Missing):
+        swept_while_adopting(folder / "wrong").assert_safe()
+
+
+CALL = Uploader.__call__

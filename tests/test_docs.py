@@ -24,13 +24,13 @@ from s3hashsync.stores.iam import Place, Role, policy
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
-MADE_BY = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TO_RUN = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def script_of(page: Path) -> str:
     """All blocks of a page that are to be run, one behind the other."""
-    return "\n".join(MADE_BY.findall(page.read_text()))
+    return "\n".join(TO_RUN.findall(page.read_text()))
 
 
 @pytest.fixture

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import os
+import stat as stats
 import time
+from collections import Counter
 
 import click
 
 from s3hashsync.cli.app import Context, common, pass_context
-from s3hashsync.cli.output import b64, duration_text, plural, size_text, text_of
+from s3hashsync.cli.output import Output, b64, duration_text, plural, size_text, text_of
+from s3hashsync.cli.times import at_option, moment_text, parse_moment
 from s3hashsync.codec.names import display
 from s3hashsync.config import Config, SourceSettings
+from s3hashsync.core.model import Entry, Kind
+from s3hashsync.disk.metadata import group_name, owner_name
 from s3hashsync.disk.tree import why
 from s3hashsync.errors import UsageError
 from s3hashsync.run.gather import walk_options
 from s3hashsync.run.lease import all_sources
+from s3hashsync.run.listing import Change, Listed, PathVersion, compare, find_contents, find_paths, list_paths, runs, versions
+
+_FORMATS = {
+    Kind.FILE: stats.S_IFREG,
+    Kind.DIRECTORY: stats.S_IFDIR,
+    Kind.SYMLINK: stats.S_IFLNK,
+    Kind.FIFO: stats.S_IFIFO,
+    Kind.SOCKET: stats.S_IFSOCK,
+    Kind.CHARACTER_DEVICE: stats.S_IFCHR,
+    Kind.BLOCK_DEVICE: stats.S_IFBLK,
+}
 
 
 @click.command("why")
@@ -85,3 +101,131 @@ def status_command(context: Context) -> None:
                 f"  {name}: {plural(facts.files, 'file')}, {size_text(facts.size)}, from {facts.host}, last changed"
                 f" {duration_text(max(now - facts.updated, 0))} ago{missing}"
             )
+
+
+# What the run logs know
+
+
+@click.command("ls")
+@click.argument("selection", metavar="SOURCE[:PATH or GLOB]")
+@click.option("-R", "--recursive", is_flag=True, help="And everything below.")
+@at_option
+@common
+@pass_context
+def ls_command(context: Context, selection: str, recursive: bool, at: str | None) -> None:
+    """List what is in the backup."""
+    moment = parse_moment(at, time.time()) if at else None
+    with context.job("ls") as (job, progress):
+        for one in list_paths(job, selection, moment, recursive=recursive):
+            progress.stop()
+            _print_entry(context.output, one)
+
+
+@click.command("find")
+@click.argument("pattern")
+@click.option("--hash", "by_hash", is_flag=True, help="PATTERN is the beginning of a content's hash.")
+@at_option
+@common
+@pass_context
+def find_command(context: Context, pattern: str, by_hash: bool, at: str | None) -> None:
+    """Find paths in all sources by their name (a glob), or by the hash of their content."""
+    moment = parse_moment(at, time.time()) if at else None
+    with context.job("find") as (job, progress):
+        for one in (find_contents if by_hash else find_paths)(job, pattern, moment):
+            progress.stop()
+            _print_entry(context.output, one)
+
+
+def _print_entry(output: Output, one: Listed) -> None:
+    entry = one.entry
+    mode = stats.filemode(_FORMATS[entry.kind] | entry.mode)
+    link = f" -> {display(entry.target)}" if entry.target is not None else ""
+    output.text(
+        f"{mode} {owner_name(entry.uid) or entry.uid!s:>8} {group_name(entry.gid) or entry.gid!s:>8} {entry.size:>12,} "
+        f"{moment_text(entry.mtime_ns / 1e9)} {one.source}/{display(entry.path)}{link}"
+    )
+    output.message("node", source=one.source, **entry_fields(entry), hash=one.hash.hex() if one.hash else None)
+
+
+def entry_fields(entry: Entry) -> dict[str, object]:
+    return {
+        "path": text_of(entry.path),
+        **b64(entry.path),
+        "type": entry.kind.value,
+        "size": entry.size,
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "mtime_ns": entry.mtime_ns,
+        **({"target": text_of(entry.target)} if entry.target is not None else {}),
+    }
+
+
+@click.command("history")
+@click.argument("selection", metavar="SOURCE[:PATH]")
+@common
+@pass_context
+def history_command(context: Context, selection: str) -> None:
+    """Show the runs of a source, or what one path was over time; the newest first."""
+    output = context.output
+    with context.job("history") as (job, progress):
+        if ":" in selection:
+            for version in versions(job, selection):
+                progress.stop()
+                _print_version(output, version)
+            return
+        for run in runs(job, selection):
+            progress.stop()
+            note = ", whole state" if run.checkpoint else ""
+            output.text(
+                f"{moment_text(run.time)}  {run.run}  {run.host}  {plural(run.present, 'path')} written, {run.removed:,} removed{note}"
+            )
+            output.message(
+                "run",
+                run=run.run,
+                time=run.time,
+                host=run.host,
+                root=run.root,
+                written=run.present,
+                removed=run.removed,
+                segments=run.segments,
+                checkpoint=run.checkpoint,
+            )
+
+
+def _print_version(output: Output, version: PathVersion) -> None:
+    entry = version.entry
+    if entry is None:
+        output.text(f"{moment_text(version.time)}  removed")
+    else:
+        content = version.hash.hex()[:16] if version.hash else entry.kind.value
+        modified = moment_text(entry.mtime_ns / 1e9)
+        output.text(f"{moment_text(version.time)}  {entry.size:>12,}  modified {modified}  {content}")
+    output.message(
+        "version",
+        run=version.run,
+        time=version.time,
+        removed=entry is None,
+        **(entry_fields(entry) if entry else {}),
+        hash=version.hash.hex() if version.hash else None,
+    )
+
+
+@click.command("diff")
+@click.argument("source")
+@click.argument("before", metavar="FROM")
+@click.argument("after", metavar="[TO]", required=False)
+@common
+@pass_context
+def diff_command(context: Context, source: str, before: str, after: str | None) -> None:
+    """Show what changed in a source between two times (TO: now)."""
+    output, now = context.output, time.time()
+    counts: Counter[str] = Counter()
+    with context.job("diff") as (job, progress):
+        for one in compare(job, source, parse_moment(before, now), parse_moment(after, now) if after else None):
+            progress.stop()
+            counts[one.change.value] += 1
+            output.text(f"{one.change.value} {display(one.path) or '.'}")
+            output.message("change", modifier=one.change.value, path=text_of(one.path), **b64(one.path))
+    output.message("statistics", **{change.name.lower(): counts[change.value] for change in Change})
+    output.info(", ".join(f"{counts[change.value]:,} {change.name.lower()}" for change in Change))

@@ -48,7 +48,7 @@ _NAMES = {
 def print_plan(output: Output, plan: Plan) -> None:
     """The diff, the totals, and what else a person should know before applying it."""
     for header in plan.header.sources:
-        steps = [s for s in islice(_of(plan, header.name), LINES + 1)]
+        steps = list(islice(_of(plan, header.name), LINES + 1))
         hashed = f", {plural(header.files_hashed, 'file')} hashed" if header.files_hashed else ""
         output.info(
             f"{click.style(header.name, bold=True)}  {header.root}  "

@@ -10,6 +10,7 @@ import marshal
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from s3hashsync.codec.location import decode_location, encode_location
 from s3hashsync.core.compile import Before, Change, Known, Verdict
@@ -17,10 +18,13 @@ from s3hashsync.core.model import ContentHash, Entry, Kind, RecordState, Sha256
 
 _SCHEMA = """
 CREATE TABLE changes (
-    n INTEGER PRIMARY KEY, source INTEGER NOT NULL, path BLOB NOT NULL, verdict TEXT NOT NULL, entry BLOB, is_file INTEGER NOT
-    NULL, hash BLOB, sha256 BLOB, before_kind TEXT, before_size INTEGER, before_hashes BLOB, rule TEXT NOT NULL, needs_hash
-    INTEGER NOT NULL ); CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID; CREATE
-    TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
+    n INTEGER PRIMARY KEY, source INTEGER NOT NULL, path BLOB NOT NULL, verdict TEXT NOT NULL, entry BLOB,
+    before_kind TEXT, before_size INTEGER, before_hashes BLOB, rule TEXT NOT NULL, needs_hash INTEGER NOT NULL
+);
+-- Apart from the changes: a hash is found after its row was written, and a row that grows costs ten times an appended one.
+CREATE TABLE hashes (n INTEGER PRIMARY KEY, hash BLOB NOT NULL, sha256 BLOB);
+CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID;
+CREATE TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
 """
 
 _PAIR = """
@@ -30,16 +34,17 @@ SELECT gone.n, new.n FROM
    FROM changes WHERE verdict = 'gone' AND before_kind = 'file' AND length(before_hashes) = 32) AS gone
 JOIN
   (SELECT n, source, hash, row_number() OVER (PARTITION BY source, hash ORDER BY n) AS rank
-   FROM changes WHERE verdict = 'new' AND hash IS NOT NULL) AS new
+   FROM changes JOIN hashes USING (n) WHERE verdict = 'new') AS new
 ON gone.source = new.source AND gone.hash = new.hash AND gone.rank = new.rank
 JOIN known ON known.hash = new.hash AND known.state = 'live'
 """
 
 _READ = """
-SELECT c.source, c.path, c.verdict, c.entry, c.hash, c.sha256, c.before_kind, c.before_size, c.before_hashes, c.rule,
+SELECT c.source, c.path, c.verdict, c.entry, h.hash, h.sha256, c.before_kind, c.before_size, c.before_hashes, c.rule,
        k.state, k.location, o.first = c.n AND o.brings, origin.path, left.gone IS NOT NULL
 FROM ordered AS o JOIN changes AS c ON c.n = o.n
-LEFT JOIN known AS k ON k.hash = c.hash
+LEFT JOIN hashes AS h ON h.n = c.n
+LEFT JOIN known AS k ON k.hash = h.hash
 LEFT JOIN moves AS came ON came.new = c.n LEFT JOIN changes AS origin ON origin.n = came.gone
 LEFT JOIN moves AS left ON left.gone = c.n
 ORDER BY o.rowid
@@ -53,7 +58,7 @@ SELECT n, first, brings FROM (
               THEN min(n) OVER (PARTITION BY hash, verdict = 'metadata') ELSE n END AS first,
          CASE WHEN hash IS NOT NULL AND verdict != 'metadata'
               THEN min(n) OVER (PARTITION BY source, hash, verdict = 'metadata') ELSE n END AS place
-  FROM changes)
+  FROM changes LEFT JOIN hashes USING (n))
 ORDER BY source, place, n
 """
 
@@ -61,6 +66,13 @@ _TO_HASH = """
 SELECT n, entry, CASE WHEN length(before_hashes) = 32 AND before_kind = 'file' THEN before_hashes END
 FROM changes WHERE n > ? AND needs_hash = 1 AND source = ? ORDER BY n LIMIT 1000
 """
+
+_PUT_HASH = "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)"
+
+# Looking a value up costs a fifth of calling the enumeration, and this runs for every path of every reading.
+_KINDS = {kind.value: kind for kind in Kind}
+_VERDICTS = {verdict.value: verdict for verdict in Verdict}
+_STATES = {state.value: state for state in RecordState}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +103,10 @@ class Scratch:
     def add(self, changes: Iterable[tuple[Change, bool]]) -> None:
         """Changes of the source begun last, each with whether its content still has to be hashed."""
         rows = []
+        hashes = []
         for change, needs_hash in changes:
+            if change.hash is not None:
+                hashes.append((self._next, change.hash, change.sha256))
             before = change.before
             rows.append(
                 (
@@ -100,9 +115,6 @@ class Scratch:
                     change.path,
                     change.verdict.value,
                     _pack(change.entry) if change.entry else None,
-                    int(change.entry is not None and change.entry.kind is Kind.FILE),
-                    change.hash,
-                    change.sha256,
                     before.kind.value if before else None,
                     before.size if before else None,
                     b"".join(before.hashes) if before else None,
@@ -112,7 +124,8 @@ class Scratch:
             )
             self._next += 1
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany(_PUT_HASH, hashes)
         self._db.execute("COMMIT")
 
     def to_hash(self) -> Iterator[ToHash]:
@@ -125,9 +138,7 @@ class Scratch:
 
     def set_hashes(self, found: Iterable[tuple[int, ContentHash, Sha256]]) -> None:
         self._db.execute("BEGIN")
-        self._db.executemany(
-            "UPDATE changes SET hash = ?, sha256 = ?, needs_hash = 0 WHERE n = ?", [(h, s, n) for n, h, s in found]
-        )
+        self._db.executemany(_PUT_HASH, found)
         self._db.execute("COMMIT")
 
     def set_verdicts(self, changed: Iterable[tuple[int, Verdict]]) -> None:
@@ -138,7 +149,7 @@ class Scratch:
 
     def hashes(self) -> Iterator[list[ContentHash]]:
         """Every content that a change brings, in batches, each once."""
-        cursor = self._db.execute("SELECT DISTINCT hash FROM changes WHERE hash IS NOT NULL AND verdict != 'metadata'")
+        cursor = self._db.execute("SELECT DISTINCT hash FROM hashes JOIN changes USING (n) WHERE verdict != 'metadata'")
         while batch := cursor.fetchmany(2000):
             yield [ContentHash(row[0]) for row in batch]
 
@@ -160,23 +171,21 @@ class Scratch:
             for row in batch:
                 yield self._change(row)
 
-    def _change(self, row: tuple[object, ...]) -> Change:
+    def _change(self, row: tuple[Any, ...]) -> Change:
         source, path, verdict, entry, hash_, sha256, kind, size, hashes, rule, state, location, first, origin, left = row
-        before = Before(Kind(kind), size, _split(hashes)) if kind is not None else None  # type: ignore[arg-type]
-        known = Known(RecordState(state), decode_location(str(location)) if location else None) if state else None
         return Change(
-            source=self._sources[source],  # type: ignore[call-overload]
-            path=path,  # type: ignore[arg-type]
-            verdict=Verdict(verdict),
-            entry=_unpack(entry) if entry is not None else None,  # type: ignore[arg-type]
-            hash=hash_,  # type: ignore[arg-type]
-            sha256=sha256,  # type: ignore[arg-type]
-            before=before,
-            known=known,
-            first=bool(first),
-            origin=origin,  # type: ignore[arg-type]
-            moved_away=bool(left),
-            rule=str(rule),
+            self._sources[source],
+            path,
+            _VERDICTS[verdict],
+            _unpack(entry) if entry is not None else None,
+            hash_,
+            sha256,
+            Before(_KINDS[kind], size, _split(hashes)) if kind is not None else None,
+            Known(_STATES[state], decode_location(location) if location else None) if state else None,
+            bool(first),
+            origin,
+            bool(left),
+            rule,
         )
 
 
@@ -208,4 +217,4 @@ def _pack(e: Entry) -> bytes:
 
 def _unpack(data: bytes) -> Entry:
     path, kind, *rest = marshal.loads(data)  # written by this very process a moment ago
-    return Entry(path, Kind(kind), *rest)
+    return Entry(path, _KINDS[kind], *rest)

@@ -40,6 +40,7 @@ SELECT e.entry, e.hash, e.sha256, e.content, w.mate, w.twin, w.blocked, w.there
 FROM work AS w JOIN entries AS e ON e.key = w.key WHERE w.key > ? ORDER BY w.key LIMIT 1000
 """
 
+_RELATED = "(w.mate IS NOT NULL OR w.twin IS NOT NULL OR w.there IS NOT NULL)"
 _PAGE = 1000
 _ROW = "SELECT entry, hash, sha256, content FROM entries"
 _fields_of = attrgetter(*(f.name for f in fields(Entry)))
@@ -167,14 +168,16 @@ class Snapshot:
         self._db.executemany("UPDATE work SET blocked = ?, there = ? WHERE key = ?", rows)
         self._db.execute("COMMIT")
 
-    def work(self) -> Iterator[WorkRow]:
-        """In the order of the walk; what was found may be noted while this is read."""
-        # Before everything: no key is smaller than the root's, which is empty, but NULL is.
-        page = self._db.execute(_WORK.replace("w.key > ?", "1")).fetchall()
+    def work(self, *, related: bool = False) -> Iterator[WorkRow]:
+        """In the order of the walk; what was found may be noted while this is read. `related`: only what may depend on
+        another path, or on what is there."""
+        sql = _WORK.replace("WHERE", f"WHERE {_RELATED} AND") if related else _WORK
+        # The root's key is empty, and none is smaller.
+        page = self._db.execute(sql.replace("w.key > ?", "w.key >= x''")).fetchall()
         while page:
             rows = [_work(row) for row in page]
             yield from rows
-            page = self._db.execute(_WORK, (_key(rows[-1].row.entry.path),)).fetchall()
+            page = self._db.execute(sql, (_key(rows[-1].row.entry.path),)).fetchall()
 
     def inode_found(self, path: bytes) -> tuple[int, int] | None:
         """Device and inode of what was found at this path."""

@@ -103,8 +103,9 @@ def planned_restore(job: Job, selections: Sequence[str], options: RestoreOptions
         def steps() -> Iterator[RestoreStep]:
             return (step for part in parts for step in part_steps(part))
 
-        totals, problems = total_restore(steps()), _conflicts(steps())
-        plan = RestorePlan(job.clock(), options.overwrite, tuple(headers), steps, totals, problems)
+        problems: list[Problem] = []
+        totals = total_restore(_noting(steps(), problems))
+        plan = RestorePlan(job.clock(), options.overwrite, tuple(headers), steps, totals, tuple(problems))
         yield PlannedRestore(plan, tuple(parts))
 
 
@@ -128,7 +129,7 @@ def part_steps(part: Part) -> Iterator[RestoreStep]:
     """The steps of one source in the order in which they are to be taken. May be read again and again: what they depend on was
     noted when the plan was made."""
     for now in range(3):
-        for row in part.snapshot.work():
+        for row in part.snapshot.work(related=now > 0):
             step = _compile(part, row)
             if rank(step) == now:
                 yield step
@@ -144,8 +145,11 @@ def _compile(part: Part, work: WorkRow) -> RestoreStep:
     return compile_restore(wanted, work.there, part.rules)
 
 
-def _conflicts(steps: Iterable[RestoreStep]) -> tuple[Problem, ...]:
-    return tuple(Problem(step.source, step.entry.path, step.reason.value) for step in steps if isinstance(step, Conflict))
+def _noting(steps: Iterable[RestoreStep], problems: list[Problem]) -> Iterator[RestoreStep]:
+    for step in steps:
+        if isinstance(step, Conflict):
+            problems.append(Problem(step.source, step.entry.path, step.reason.value))
+        yield step
 
 
 # What is meant
