@@ -1,7 +1,7 @@
 """`make demo`: the main job from beginning to end on the embedded repository, with the program's own output.
 
-Backs up a copy of Python's standard library, changes it, shows each plan, applies it, restores and compares. Ends with an error when
-anything is not as it should be.
+Backs up a copy of Python's standard library, changes it, shows each plan, applies it, restores and compares. Ends with an
+error when anything is not as it should be.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from s3hashsync.core.model import ContentHash, Kind, Overflow, Record, RecordSta
 from s3hashsync.core.plan import Problem, Step, Totals
 from s3hashsync.disk.state import State, key_of
 from s3hashsync.run import backup
-from s3hashsync.run.history import Present, Removed, chain, read_segment
+from s3hashsync.run.history import CHECKPOINT, Present, Removed, read_header, read_segment
 from s3hashsync.run.lease import read_source
 from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.repository import Repository, initialise, open_repository
@@ -59,6 +59,7 @@ class House:
     host: str = "laptop"
     state_name: str = "state"
     source_name: str = SOURCE
+    tree: str = ""
     wrap: Wrap = as_they_are
     seed: int = 1
     ahead: float = AHEAD
@@ -73,7 +74,7 @@ class House:
 
     @property
     def source(self) -> Path:
-        return self.folder / self.source_name
+        return self.folder / (self.tree or self.source_name)
 
     @property
     def state_folder(self) -> Path:
@@ -197,7 +198,7 @@ class House:
 
     def again(self, **fields: object) -> House:
         """The next process: new objects on the same folders, other randomness."""
-        return replace(self, seed=self.seed + 1, stop=Stop(), **fields)
+        return replace(self, **{"seed": self.seed + 1, "stop": Stop(), **fields})
 
     # The source
 
@@ -282,6 +283,14 @@ class House:
                 if line.hash is not None:
                     assert stored_name(self.source_name, path) in names.get(line.hash, ()), f"{path!r} is in no record"
 
+    def assert_holds(self) -> None:
+        """Every file of the source is in the index under its own content, whatever else is there."""
+        self.assert_safe()
+        with self._stores() as (_, index):
+            names = names_by_hash(index)
+        for name, hash_ in self.contents().items():
+            assert name in names.get(hash_, ()), f"{name} is not in the index"
+
     def assert_converged(self, *, copies: int = 1) -> None:
         """After a run that came to its end: index, run logs and store hold the source, all of it and nothing else."""
         self.assert_safe()
@@ -316,8 +325,14 @@ def names_by_hash(index: Index) -> dict[ContentHash, frozenset[str]]:
 
 
 def replay(repository: Repository, head: str) -> dict[bytes, Present]:
+    """The source at `head`, from its newest checkpoint on."""
     out: dict[bytes, Present] = {}
-    for key, _ in chain(repository.objects, head):
+    keys = []
+    while head:
+        keys.append(head)
+        header = read_header(repository.objects, head)
+        head = "" if header.kind == CHECKPOINT else header.previous
+    for key in reversed(keys):
         for line in read_segment(repository.objects, key)[1]:
             if isinstance(line, Removed):
                 out.pop(line.path, None)

@@ -81,10 +81,18 @@ def test_recovery_with_stock_tools_runs_as_printed(environment: Mapping[str, str
     run("s3hashsync init && s3hashsync apply --yes", environment, work)
     change_tree(documents)
     run("s3hashsync apply --yes", environment, work)
+    # A take-over leaves a checkpoint, at which the walk through the log ends.
+    with (work / "backup.yaml").open("a") as config:
+        config.write("host: another\n")
+    run("s3hashsync apply --take-over --yes", environment, work)
+    (documents / "later.txt").write_text("after the checkpoint\n")
+    (documents / "-dash").unlink()
+    run("s3hashsync apply --yes", environment, work)
     back = tmp_path / "back"
     places = {"REPOSITORY": str(work / "repository"), "SOURCE": "documents", "TARGET": str(back)}
     said = run(script_of(DOCS / "recovery.md"), environment | places, tmp_path)
     assert "everything is restored and its SHA-256 is right" in said
+    assert said.count("\nruns/documents/") == 2, "the walk did not end at the checkpoint"
     assert picture(back) == picture(documents)
 
 

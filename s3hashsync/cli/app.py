@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -96,7 +96,7 @@ def common(function: _F) -> _F:
 class _Commands(click.Group):
     """Loads a command's module when it is called, so that `plan` does not pay for `restore`."""
 
-    _MODULES = {
+    _MODULES: ClassVar = {
         "init": "setup",
         "doctor": "setup",
         "validate": "setup",

@@ -177,9 +177,8 @@ def history_command(context: Context, selection: str) -> None:
         for run in runs(job, selection):
             progress.stop()
             note = ", whole state" if run.checkpoint else ""
-            output.text(
-                f"{moment_text(run.time)}  {run.run}  {run.host}  {plural(run.present, 'path')} written, {run.removed:,} removed{note}"
-            )
+            written = f"{plural(run.present, 'path')} written, {run.removed:,} removed{note}"
+            output.text(f"{moment_text(run.time)}  {run.run}  {run.host}  {written}")
             output.message(
                 "run",
                 run=run.run,

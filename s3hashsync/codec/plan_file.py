@@ -208,8 +208,8 @@ def _header(header: PlanHeader, problems: Iterable[Problem]) -> Json:
 
 def read_header(source: BinaryIO) -> tuple[PlanHeader, tuple[Problem, ...]]:
     """Raises `Corrupt` for what is no plan."""
-    body = next(_lines(source))
-    if body.get("s3hashsync") != "plan":
+    body = next(_lines(source), None)
+    if body is None or body.get("s3hashsync") != "plan":
         raise Corrupt("this file is not a plan", "make one: s3hashsync plan --out FILE")
     if get_int(body, "format") > FORMAT:
         raise Corrupt("the plan was made by a newer version", "use that version, or make a new plan")
@@ -240,14 +240,12 @@ def _source(body: Json) -> SourceHeader:
 def read_steps(source: BinaryIO) -> Iterator[Step]:
     """Every step; raises `Corrupt` when the file is not whole."""
     lines = _lines(source)
-    next(lines)
-    count = 0
-    for body in lines:
+    next(lines, None)
+    for count, body in enumerate(lines):
         if body.get("end") is True:
             if get_int(body, "steps") != count:
                 raise Corrupt("the plan is not whole", "make a new plan")
             return
-        count += 1
         yield step_from_json(body)
     raise Corrupt("the plan is cut off", "make a new plan")
 

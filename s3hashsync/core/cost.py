@@ -1,6 +1,7 @@
 """What effects cost in requests: pure arithmetic on the rules of the write protocol.
 
-Decides how many names a record holds and how many travel together, and from that how many index writes a plan takes. Knows no prices.
+Decides how many names a record holds and how many travel together, and from that how many index writes a plan takes. Knows no
+prices.
 """
 
 from __future__ import annotations

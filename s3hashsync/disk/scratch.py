@@ -63,7 +63,7 @@ ORDER BY source, place, n
 """
 
 _TO_HASH = """
-SELECT n, entry, CASE WHEN length(before_hashes) = 32 AND before_kind = 'file' THEN before_hashes END
+SELECT n, entry, CASE WHEN verdict = 'changed' AND length(before_hashes) = 32 AND before_kind = 'file' THEN before_hashes END
 FROM changes WHERE n > ? AND needs_hash = 1 AND source = ? ORDER BY n LIMIT 1000
 """
 
@@ -77,7 +77,8 @@ _STATES = {state.value: state for state in RecordState}
 
 @dataclass(frozen=True, slots=True)
 class ToHash:
-    """A file that has to be read before its change is known; `before` is the clean hash of its row."""
+    """A file that has to be read before its change is known; `before` is the hash of its row, None where that is not
+    confirmed: then its name is written again, whatever the content turns out to be."""
 
     n: int
     entry: Entry

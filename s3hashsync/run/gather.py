@@ -378,16 +378,17 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> None:
         found.files_hashed += 1
         found.bytes_hashed += entry.size
         hash_ = ContentHash(item.sha256)
+        racy = _racy(entry, g.scanned_ns)
         if hash_ != item.todo.before or g.rewrite:
             hashes.append((n, hash_, item.sha256))
-            remember.append((entry, hash_, item.sha256))
+            if not racy:
+                # What may change without a new time must be hashed by the next plan, too.
+                remember.append((entry, hash_, item.sha256))
             continue
         known = g.state.get(entry.path.replace(b"/", b"\0"))
-        if known is not None and g.state.dirty_hashes(entry.path.replace(b"/", b"\0")):
-            hashes.append((n, hash_, item.sha256))
-        elif known is not None and same_metadata(entry, known.entry):
+        if known is not None and same_metadata(entry, known.entry):
             forget.append(n)
-            found.refresh.append((entry, _racy(entry, g.scanned_ns)))
+            found.refresh.append((entry, racy))
         else:
             hashes.append((n, hash_, item.sha256))
             verdicts.append((n, Verdict.METADATA))

@@ -93,7 +93,7 @@ def new_run_id(now: float, newest: str, suffix: str) -> str:
     stamp = datetime.fromtimestamp(now, UTC)
     last = newest.rpartition("/")[2].partition("-")[0]
     if last:
-        after = datetime.strptime(last, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp() + 1
+        after = datetime.fromisoformat(last).timestamp() + 1
         stamp = datetime.fromtimestamp(max(now, after), UTC)
     return f"{stamp:%Y%m%dT%H%M%SZ}-{suffix}"
 
@@ -188,14 +188,12 @@ def read_segment(objects: ObjectReader, key: str) -> tuple[SegmentHeader, Iterat
 
 
 def _read_lines(key: str, lines: Iterator[bytes]) -> Iterator[Line]:
-    count = 0
-    for text in lines:
+    for count, text in enumerate(lines):
         body = _json(key, text)
         if body.get("end") is True:
             if get_int(body, "lines") != count or next(lines, None) is not None:
                 raise Corrupt(f"the run-log segment {key} is not whole")
             return
-        count += 1
         yield _parse_line(body)
     raise Corrupt(f"the run-log segment {key} is cut off")
 
@@ -272,21 +270,6 @@ def newest_key(objects: ObjectReader, source: str, after: str = "") -> str:
     for document in objects.documents(segments_prefix(source), after):
         last = document.key
     return last
-
-
-def chain(objects: ObjectReader, head: str, until: float | None = None) -> list[tuple[str, SegmentHeader]]:
-    """The segments that make up the source's state at `head`, oldest first: back to the newest checkpoint or to the beginning.
-    With `until` (epoch seconds) as of that moment. A segment that is missing raises `Missing`."""
-    out: list[tuple[str, SegmentHeader]] = []
-    key = head
-    while key:
-        header = read_header(objects, key)
-        if until is None or header.time <= until:
-            out.append((key, header))
-            if header.kind == CHECKPOINT:
-                break
-        key = header.previous
-    return out[::-1]
 
 
 def all_segments(objects: ObjectReader, head: str) -> Iterator[tuple[str, SegmentHeader]]:

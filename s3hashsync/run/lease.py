@@ -97,8 +97,8 @@ def acquire(
     take_over: bool = False,
 ) -> tuple[Lease, bool]:
     """The lease for `wanted.host` and `wanted.run`, and whether the source was another host's before. The caller holds the
-    host's lock file; the same host takes over silently. Raises `Locked` for another host's source, and when the head of the run logs
-    is not `seen` any more: what was planned on it would leave the other run's segment out of the logs.
+    host's lock file; the same host takes over silently. Raises `Locked` for another host's source, and when the head of the
+    run logs is not `seen` any more: what was planned on it would leave the other run's segment out of the logs.
 
     The head becomes `wanted.head`: a dead run's segment counts from here on, so that the next one may follow it."""
     item = index.read([PREFIX + wanted.name]).get(PREFIX + wanted.name)

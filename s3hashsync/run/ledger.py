@@ -326,8 +326,8 @@ class Ledger:
     def _strays(
         self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round
     ) -> dict[str, Overflow]:
-        """The overflow items that hold such a name and do not count: a process died before the record listed them. Left there, the
-        name would count as soon as another one needs the item."""
+        """The overflow items that hold such a name and do not count: a process died before the record listed them. Left
+        there, the name would count as soon as another one needs the item."""
         keys = {
             overflow_key(hash_, _prefix(name, length))
             for hash_, record in seen.records.items()
@@ -410,7 +410,8 @@ class Ledger:
 def _keep_live(
     pending: dict[ContentHash, frozenset[StoredName]], seen: _Round, refused: Collection[ContentHash]
 ) -> None:
-    """Only live records have names; where there is none, nothing is left to remove (but from an overflow item that was refused)."""
+    """Only live records have names; where there is none, nothing is left to remove (but from an overflow item that was
+    refused)."""
     for hash_ in list(pending):
         if hash_ in refused:
             continue

@@ -56,8 +56,9 @@ def rebuild_state(
 
 
 def rebuild_on_newest(repository: Repository, state: State, source: str, progress: Progress) -> str:
-    """What `rebuild` does on purpose: also where the run logs are newer than the index (a table restored to an older point). Then the
-    next apply writes every name again, for the index may have lost some. Answers the head that the state stands on now."""
+    """What `rebuild` does on purpose: also where the run logs are newer than the index (a table restored to an older point).
+    Then the next apply writes every name again, for the index may have lost some. Answers the head that the state stands on
+    now."""
     facts = read_source(repository.index, source)
     head = facts.head if facts else ""
     newest = newest_key(repository.objects, source, head or segments_prefix(source))

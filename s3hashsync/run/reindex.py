@@ -1,9 +1,9 @@
 """The index made anew from the run logs, when it is lost.
 
 Decides which records the new index gets: every name that the newest logs hold, on the version that they say, if the object store
-still has it; deleted contents as trash until they expire, and expired ones as purging, never as trash, for somebody may have begun
-to delete them. The new index has a new incarnation, so that no local state and no other copy of the old one is believed any more.
-Safe to repeat: what an interrupted rebuild left is completed.
+still has it; deleted contents as trash until they expire, and expired ones as purging, never as trash, for somebody may have
+begun to delete them. The new index has a new incarnation, so that no local state and no other copy of the old one is believed
+any more. Safe to repeat: what an interrupted rebuild left is completed.
 """
 
 from __future__ import annotations
