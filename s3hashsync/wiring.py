@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from s3hashsync.config import Config, DynamoUrl, FolderUrl, S3Url, SqliteUrl, find_config, load
 from s3hashsync.errors import Denied, Missing, NoRepository, Refused
 from s3hashsync.run.backup import Job
+from s3hashsync.run.lease import all_sources
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import STORE, SUFFIX, Repository, open_repository, read_identity
 from s3hashsync.stores.base import Index, ObjectStore
+from s3hashsync.stores.filesystem import file_system_kind, is_remote
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.retrying import RetryEvent, RetryingIndex, RetryingObjects, RetryPolicy
 from s3hashsync.stores.sqlite import SqliteIndex
@@ -83,7 +85,8 @@ def connect_aws(config: Config, environ: Mapping[str, str]) -> Aws:
     keys = r.credentials
     return connect(
         AwsSettings(
-            region=r.region,
+            # botocore itself reads AWS_DEFAULT_REGION alone; the other SDKs, and the pipelines' log-in steps, set AWS_REGION.
+            region=r.region or environ.get("AWS_REGION") or None,
             profile=r.profile,
             role_arn=r.role_arn,
             access_key_id=keys.access_key_id.reveal(environ) if keys else None,
@@ -223,8 +226,17 @@ def check_stores(config: Config, environ: Mapping[str, str]) -> list[Found]:
     return [(f.severity, f.what, f.hint) for f in findings]
 
 
-def refuse_what_breaks(config: Config, environ: Mapping[str, str]) -> None:
+def refuse_what_breaks(job: Job, environ: Mapping[str, str]) -> None:
     """Before every apply: what breaks the write protocol's invariants (suspended versions, expiring rules) is refused."""
+    config = job.config
+    url = config.repository.index
+    if isinstance(url, SqliteUrl) and is_remote(file_system_kind(os.path.dirname(url.path))):
+        others = sorted({facts.host for facts in all_sources(job.repository.index)} - {config.host})
+        if others:
+            raise Refused(
+                f"the index {url.path} lies on a network file system, and host {others[0]!r} writes to it too",
+                "SQLite cannot keep two hosts apart there: give this host a repository of its own, or use DynamoDB",
+            )
     for severity, what, hint in check_stores(config, environ):
         if severity == "refused":
             raise Refused(what, hint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -67,6 +68,7 @@ class House:
     log_interval: int = 3600
     compare: frozenset[str] = frozenset({"size", "mtime", "ctime", "inode"})
     stop: Stop = field(default_factory=Stop)
+    seeds: Iterator[int] = field(default_factory=lambda: itertools.count(2))
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -198,7 +200,7 @@ class House:
 
     def again(self, **fields: object) -> House:
         """The next process: new objects on the same folders, other randomness."""
-        return replace(self, **{"seed": self.seed + 1, "stop": Stop(), **fields})
+        return replace(self, **{"seed": next(self.seeds), "stop": Stop(), **fields})
 
     # The source
 

@@ -375,3 +375,8 @@ def test_lost_state_and_lost_index_are_rebuilt_without_uploads(ready: Program) -
 def test_completion_and_schema_print(program: Program) -> None:
     assert "_S3HASHSYNC_COMPLETE" in program("completion", "bash").stdout
     assert json.loads(program("schema").stdout)["$schema"]
+
+
+def test_a_mistyped_option_never_looks_like_changes(ready: Program) -> None:
+    ready("plan", "--detailed-exitcode", "--nonsense", code=1)
+    ready("plan", "--nonsense", code=2)

@@ -45,9 +45,9 @@ def rows(house: House) -> list[tuple[bytes, bytes | None, int]]:
 
 def opened(house: House) -> list[tuple[bytes, bytes | None, int]]:
     """The rows after a session was opened, which makes the state anew where it is not believed."""
-    with house.repository() as repository:
-        with open_session(repository, str(house.state_folder), house.source_settings(), house.host, Silent()):
-            pass
+    folder, settings = str(house.state_folder), house.source_settings()
+    with house.repository() as repository, open_session(repository, folder, settings, house.host, Silent()):
+        pass
     return rows(house)
 
 

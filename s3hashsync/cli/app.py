@@ -155,7 +155,8 @@ def run(arguments: list[str], context: Context) -> int:
         return int(ExitCode.INTERRUPTED)
     except click.ClickException as error:
         _usage(context, error)
-        return int(ExitCode.USAGE)
+        # There 2 means "changes": a mistyped option must not look like a plan.
+        return int(ExitCode.ERROR if "--detailed-exitcode" in arguments else ExitCode.USAGE)
     except KeyboardInterrupt:
         context.output.failure(Interrupted("interrupted", "run the same command again: it goes on where it stopped"))
         return int(ExitCode.INTERRUPTED)

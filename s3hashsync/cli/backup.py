@@ -80,7 +80,7 @@ def apply_command(
 ) -> None:
     """Plan and apply, or apply a saved plan."""
     with context.job("backup") as (job, progress):
-        refuse_what_breaks(job.config, os.environ)
+        refuse_what_breaks(job, os.environ)
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
         if file is not None:
@@ -89,7 +89,7 @@ def apply_command(
             return
         with backup.planned(job, what) as work:
             progress.stop()
-            if not context.output.as_json:
+            if not context.output.as_json and context.output.verbosity >= 0:
                 _show(context.output, work)
             if work.plan.totals.steps and not yes:
                 _confirm(context)

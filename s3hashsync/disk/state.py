@@ -15,6 +15,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from s3hashsync.codec.location import decode_location, encode_location
@@ -270,21 +271,23 @@ class State:
     ) -> None:
         """The end of a batch, in one durable step: these paths are as they are here, those keys are gone, none is dirty."""
         with self._transaction():
-            for known, content in present:
-                key = key_of(known.entry.path)
-                self._db.execute(_PUT_FILE, _file_row(known))
-                self._db.execute("DELETE FROM dirty WHERE key = ?", (key,))
-                self._db.execute("DELETE FROM hashed WHERE key = ?", (key,))
-                if content is not None:
-                    self._db.execute(_PUT_CONTENT, _content_row(content))
-                    self._db.execute("DELETE FROM attempts WHERE hash = ?", (content.hash,))
-            for key in absent:
-                for table in ("files", "dirty", "hashed"):
-                    self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+            for rows in _pages(present):
+                keys = [(key_of(known.entry.path),) for known, _ in rows]
+                # A content once, however many of these paths hold it.
+                contents = {content.hash: content for _, content in rows if content is not None}
+                self._db.executemany(_PUT_FILE, [_file_row(known) for known, _ in rows])
+                self._delete(("dirty", "hashed"), keys)
+                self._db.executemany(_PUT_CONTENT, map(_content_row, contents.values()))
+                self._db.executemany("DELETE FROM attempts WHERE hash = ?", [(hash_,) for hash_ in contents])
+            self._delete(("files", "dirty", "hashed"), [(key,) for key in absent])
             self._db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 [(name, getattr(anchor, name)) for name in ("repository", "incarnation", "head", "pending")],
             )
+
+    def _delete(self, tables: Sequence[str], keys: Sequence[tuple[bytes]]) -> None:
+        for table in tables:
+            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
 
     # Hashes of an unfinished plan
 
@@ -321,7 +324,14 @@ class State:
 
 
 _PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PAGE = 1000
 _PUT_CONTENT = "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _pages(present: Iterable[tuple[Known, Content | None]]) -> Iterator[list[tuple[Known, Content | None]]]:
+    rows = iter(present)
+    while page := list(islice(rows, _PAGE)):
+        yield page
 
 
 def _file_row(known: Known) -> tuple[object, ...]:

@@ -30,6 +30,10 @@ from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
 _BATCH = 1000
+_REMEMBERED = 5000
+_REMEMBERED_BYTES = 1 << 30
+"""So many hashes, or so many hashed bytes, are lost at most when a plan is killed: each remembering waits for the disk."""
+
 _MOUNT_NOTE = "mount"
 
 
@@ -213,7 +217,7 @@ class _Judge:
             return self._new(item, entry, None, Verdict.NEW)
         if row.dirty:
             return self._new(item, entry, row, Verdict.UNCONFIRMED)
-        if self._g.rewrite:
+        if self._g.rewrite and row.hash is not None:
             return self._new(item, entry, row, Verdict.REWRITE)
         if number_of(entry.kind) != row.kind or (row.hash is None) != (entry.kind is not Kind.FILE or entry.size == 0):
             return self._new(item, entry, row, Verdict.CHANGED)
@@ -303,11 +307,17 @@ def _hash(g: Gathering, found: _Found) -> None:
     that an interrupted plan does not read it again."""
     g.progress.phase(f"hashing {g.source.name}", 0, 0)
     root = os.open(g.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    remember: list[tuple[Entry, ContentHash, Sha256]] = []
+    noted = 0
     try:
         with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash") as pool:
             for batch in _hashed_batches(g, pool, root):
-                _settle(g, found, batch)
+                remember += _settle(g, found, batch)
+                if len(remember) >= _REMEMBERED or found.bytes_hashed - noted >= _REMEMBERED_BYTES:
+                    g.state.remember_hashes(remember)
+                    remember, noted = [], found.bytes_hashed
     finally:
+        g.state.remember_hashes(remember)
         os.close(root)
     g.stop.check()
 
@@ -361,7 +371,8 @@ def _hash_group(g: Gathering, root: int, group: list[ToHash]) -> list[_Hashed]:
     return out
 
 
-def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> None:
+def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Entry, ContentHash, Sha256]]:
+    """Take over what a batch has found; answers with what is worth remembering of it."""
     hashes: list[tuple[int, ContentHash, Sha256]] = []
     verdicts: list[tuple[int, Verdict]] = []
     forget: list[int] = []
@@ -395,8 +406,7 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> None:
     g.scratch.set_hashes(hashes)
     g.scratch.set_verdicts(verdicts)
     g.scratch.forget(forget)
-    if remember:
-        g.state.remember_hashes(remember)
+    return remember
 
 
 def _exists(root: int, path: bytes) -> bool:

@@ -38,6 +38,8 @@ from s3hashsync.stores.base import ObjectReader, ObjectStore
 FORMAT = 1
 CHANGES = "changes"
 CHECKPOINT = "checkpoint"
+_BUFFER = 1 << 16
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,12 @@ def new_run_id(now: float, newest: str, suffix: str) -> str:
 
 
 class SegmentWriter:
-    """Lines go in, compressed, so that memory holds the compressed segment alone."""
+    """Lines go in, compressed, so that memory holds the compressed segment and a few lines alone."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
         self._parts: list[bytes] = []
+        self._buffer = bytearray()
         self.lines = 0
 
     def add(self, line: Line) -> None:
@@ -113,17 +116,25 @@ class SegmentWriter:
     def finish(self, header: SegmentHeader) -> bytes:
         """The segment. The header is known only at the end, so it is a frame of its own in front: zstd frames concatenate."""
         self._write({"end": True, "lines": self.lines})
+        self._flush()
         self._parts.append(self._compressor.flush())
         head = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(_render(_header(header)))
         return head + b"".join(self._parts)
 
     def _write(self, body: Json) -> None:
-        if data := self._compressor.compress(_render(body)):
+        self._buffer += _render(body)
+        # Handing over a line costs more than compressing it.
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if data := self._compressor.compress(self._buffer):
             self._parts.append(data)
+        self._buffer.clear()
 
 
 def _render(body: Json) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+    return _ENCODER.encode(body).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _header(header: SegmentHeader) -> Json:

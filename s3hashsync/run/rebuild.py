@@ -78,7 +78,6 @@ def from_logs(repository: Repository, state: State, source: str, head: str, prog
     """Replay the segments from the newest checkpoint on."""
     segments = list(_since_checkpoint(repository, source, head))[::-1]
     progress.phase("reading run logs", len(segments), 0)
-    last: list[Line] = []
     for key in segments:
         header, lines = read_segment(repository.objects, key)
         for batch in _batches(lines):
@@ -86,10 +85,10 @@ def from_logs(repository: Repository, state: State, source: str, head: str, prog
             words = {line.entry.path if isinstance(line, Present) else line.path: line for line in batch}
             state.load(_rows(words.values(), header.scanned_ns))
             state.drop(key_of(line.path) for line in words.values() if isinstance(line, Removed))
-            if key == head:
-                last += [line for line in batch if line.was]
         progress.advance(1, 0)
-    _mark_unfinished(repository.index, state, source, last)
+    for key in segments:
+        _, lines = read_segment(repository.objects, key)
+        _mark_unfinished(repository.index, state, source, (line for line in lines if line.was))
 
 
 def _since_checkpoint(repository: Repository, source: str, head: str) -> Iterator[str]:
@@ -107,16 +106,18 @@ def _rows(lines: Iterable[Line], scanned_ns: int) -> Iterator[tuple[Known, Conte
             yield Known(line.entry, line.hash, line.sha256, racy), line.content
 
 
-def _mark_unfinished(index: IndexReader, state: State, source: str, lines: list[Line]) -> None:
-    """Whether the removals of the newest segment reached the index is not known: where they did not, the path is dirty."""
-    for batch in _batches(iter(lines)):
+def _mark_unfinished(index: IndexReader, state: State, source: str, lines: Iterable[Line]) -> None:
+    """Whether the removals of a segment reached the index is not known (a run may have died before them, and the next one before it
+    was done with its work): where they did not, the path is dirty."""
+    for batch in _batches(lines):
         hashes = sorted({h for line in batch for h in line.was})
         holders = _names_of(index, hashes)
         unfinished = []
         for line in batch:
             path = line.path if isinstance(line, Removed) else line.entry.path
             name = stored_name(source, path)
-            still = [h for h in line.was if name in holders.get(h, frozenset())]
+            now = state.get(key_of(path))
+            still = [h for h in line.was if name in holders.get(h, frozenset()) and (now is None or h != now.hash)]
             if still:
                 unfinished.append((key_of(path), still))
         if unfinished:
@@ -142,7 +143,7 @@ def from_index(repository: Repository, state: State, source: str, progress: Prog
     progress.phase("reading the index", 0, 0)
     spilled: list[Overflow] = []
     for batch in _batches(repository.index.scan()):
-        state.load(row for item in batch if isinstance(item, Record) for row in _rows_of(item, item.names, source))
+        _load(state, (row for item in batch if isinstance(item, Record) for row in _rows_of(item, item.names, source)))
         spilled += [_only(item, source) for item in batch if isinstance(item, Overflow)]
         spilled = [item for item in spilled if item.names]
         progress.advance(len(batch), 0)
@@ -152,9 +153,21 @@ def from_index(repository: Repository, state: State, source: str, progress: Prog
         for item in overflows:
             record = records.get(item.hash.hex())
             if isinstance(record, Record) and item.prefix in record.buckets:
-                state.load(_rows_of(record, item.names, source))
+                _load(state, _rows_of(record, item.names, source))
     if state.count():
         state.set_note("checkpoint", "1")
+
+
+def _load(state: State, rows: Iterable[tuple[Known, Content | None]]) -> None:
+    """A path that the index has under two contents (a run died between adding and removing) is dirty, with both."""
+    loaded = list(rows)
+    hashes: dict[bytes, set[ContentHash]] = {}
+    for known, _ in loaded:
+        key = key_of(known.entry.path)
+        before = state.get(key)
+        hashes.setdefault(key, set()).update(k.hash for k in (known, before) if k is not None and k.hash is not None)
+    state.load(loaded)
+    state.mark((key, sorted(several)) for key, several in hashes.items() if len(several) > 1)
 
 
 def _only(item: Overflow, source: str) -> Overflow:

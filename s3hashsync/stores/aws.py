@@ -274,7 +274,7 @@ def from_answer(response: Any, doing: str) -> S3HashSyncError:
     if code in _NO_STORE:
         return NoStore(said, "check the name, the region and the endpoint; `s3hashsync init` creates what is missing")
     if code in _ARCHIVED:
-        return Archived(said, "it has to be thawed first: `s3hashsync restore` asks for that and says when it is ready")
+        return Archived(said, "it has to be thawed first: `s3hashsync restore` names the command that asks for that")
     if code in _ELSEWHERE or status == 301:
         return StoreError(said, "the bucket is in another region: set `region` in the repository's settings")
     if code in _FULL or status == 507:

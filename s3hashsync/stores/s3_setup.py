@@ -187,7 +187,7 @@ def _lifecycle(client: Any, at: BucketAt) -> Iterator[Finding]:
     for rule in ours:
         if harm := _harm(rule):
             name = rule.get("ID", "without a name")
-            hint = "remove it, or restrict it to another prefix; cleaning is done by `s3hashsync clean`"
+            hint = "remove it, or restrict it to another prefix: it would delete content that the index still counts on"
             yield Finding("refused", f"the lifecycle rule {name!r} {harm} what the repository holds", hint)
     if any("AbortIncompleteMultipartUpload" in rule for rule in ours):
         yield Finding("ok", "a lifecycle rule removes unfinished uploads")
