@@ -25,11 +25,11 @@ demo: $(STAMP)  ## back up a real folder into an embedded repository, change it,
 	$(BIN)/python tests/demo.py
 
 test: $(STAMP)  ## the tests that need nothing but Python
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --dist worksteal
 
 integration: $(STAMP)  ## the tests against versitygw and DynamoDB Local, which it installs once
 	$(BIN)/python tests/install_servers.py
-	$(BIN)/python -m pytest tests/integration -m integration
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration -m integration
 
 check: $(STAMP)  ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .

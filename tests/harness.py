@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from s3hashsync.codec.names import stored_name
 from s3hashsync.codec.zstd import decode_stream
 from s3hashsync.config import Config, FolderUrl, SourceSettings, SqliteUrl
@@ -35,6 +37,8 @@ from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.sqlite import SqliteIndex
 
 SOURCE = "photos"
+SLOW = pytest.mark.skipif(not os.environ.get("S3HASHSYNC_SLOW"), reason="minutes: set S3HASHSYNC_SLOW=1")
+"""Besides the marker `slow`: `make test` leaves these out."""
 AHEAD = 3600.0
 Wrap = Callable[[ObjectStore, Index], tuple[ObjectStore, Index]]
 

@@ -181,14 +181,12 @@ def at_removal():
     return rule
 
 
-def test_removals_that_two_dead_runs_left_are_settled_after_a_lost_state(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first run dies before its removals; the second one dies after it has settled some of them; then the state is lost."""
-    monkeypatch.setattr(executor, "BATCH_STEPS", 2)
+def test_removals_that_two_dead_runs_left_are_settled_after_a_lost_state(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run dies before its removals, the second one after it has settled some of them; then the state is lost."""
     for number in range(5):
         house.write(f"folder/{number}.jpg", f"changed {number}")
     run_under(house, FaultPlan([at_removal()]))
+    monkeypatch.setattr(executor, "BATCH_STEPS", 2)
     house = house.again(log_interval=0, wrap=as_they_are)
     run_under(house, FaultPlan([on("objects.create_document", Fault.CRASH_BEFORE, 2)]))
     house.forget_state()

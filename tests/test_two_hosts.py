@@ -14,6 +14,7 @@ import pytest
 from s3hashsync.core.model import Record, RecordState
 from s3hashsync.errors import ExitCode, Locked
 from s3hashsync.run import backup
+from s3hashsync.run.history import CHECKPOINT, read_header
 from s3hashsync.run.lease import Lease, read_source
 from s3hashsync.stores.base import Index, Outcome, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
@@ -137,8 +138,6 @@ def test_a_new_owner_writes_every_name_and_a_checkpoint(house: House) -> None:
     assert all(after[hash_] != rev for hash_, rev in before.items())
     assert new.again().plan() == []
     with new.repository() as repository:
-        from s3hashsync.run.history import CHECKPOINT, read_header
-
         facts = read_source(repository.index, new.source_name)
         assert facts is not None
         assert read_header(repository.objects, facts.head).kind == CHECKPOINT

@@ -54,11 +54,10 @@ class Shown:
                 self._draw()
 
     def _draw(self) -> None:
-        if self._bar is None:
-            self._bar = _bar()
-            self._bar.start()
-        if self._task is not None:
-            self._bar.remove_task(self._task)
+        # Without a total there is nothing to fill a bar with, nor a time left: each phase gets its own columns.
+        self.stop()
+        self._bar = _bar(in_bytes=bool(self._total_bytes))
+        self._bar.start()
         total = self._total_bytes or self._total_files or None
         self._task = self._bar.add_task(self._phase, total=total, files="")
 
@@ -98,17 +97,20 @@ class Shown:
                 sys.stderr.write(f"{text}\n")
 
 
-def _bar() -> Bar:
+def _bar(*, in_bytes: bool) -> Bar:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[files]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
+
+    description, files = TextColumn("{task.description}"), TextColumn("{task.fields[files]}")
+    sized: list[ProgressColumn] = [BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()]
+    columns = [description, *sized, files, TimeRemainingColumn()] if in_bytes else [SpinnerColumn(), description, files]
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -138,15 +138,19 @@ class Scratch:
                 yield ToHash(n, _unpack(entry), before)
 
     def set_hashes(self, found: Iterable[tuple[int, ContentHash, Sha256]]) -> None:
-        self._db.execute("BEGIN")
-        self._db.executemany(_PUT_HASH, found)
-        self._db.execute("COMMIT")
+        self._all(_PUT_HASH, found)
 
     def set_verdicts(self, changed: Iterable[tuple[int, Verdict]]) -> None:
-        self._db.executemany("UPDATE changes SET verdict = ? WHERE n = ?", [(v.value, n) for n, v in changed])
+        self._all("UPDATE changes SET verdict = ? WHERE n = ?", [(v.value, n) for n, v in changed])
 
     def forget(self, numbers: Iterable[int]) -> None:
-        self._db.executemany("DELETE FROM changes WHERE n = ?", [(n,) for n in numbers])
+        self._all("DELETE FROM changes WHERE n = ?", [(n,) for n in numbers])
+
+    def _all(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """In one transaction: one for each row takes ten times as long."""
+        self._db.execute("BEGIN")
+        self._db.executemany(statement, rows)
+        self._db.execute("COMMIT")
 
     def hashes(self) -> Iterator[list[ContentHash]]:
         """Every content that a change brings, in batches, each once."""
@@ -155,7 +159,7 @@ class Scratch:
             yield [ContentHash(row[0]) for row in batch]
 
     def set_known(self, known: Mapping[ContentHash, Known]) -> None:
-        self._db.executemany(
+        self._all(
             "INSERT OR REPLACE INTO known VALUES (?, ?, ?)",
             [(h, k.state.value, encode_location(k.location) if k.location else None) for h, k in known.items()],
         )

@@ -30,6 +30,8 @@ from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
 _BATCH = 1000
+_EXPLAINED = 100
+"""So many newly excluded paths are shown with the very rule: asking for it lists every folder above."""
 _REMEMBERED = 5000
 _REMEMBERED_BYTES = 1 << 30
 """So many hashes, or so many hashed bytes, are lost at most when a plan is killed: each remembering waits for the disk."""
@@ -111,10 +113,15 @@ def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
     found = _Found()
     g.scratch.begin_source(g.source.name)
     g.progress.phase(f"scanning {g.source.name}", 0, 0)
+    files = size = 0
     for batch in _batches(_compare(g, found)):
         g.scratch.add(batch)
+        sizes = [change.entry.size for change, needs_hash in batch if needs_hash and change.entry]
+        files, size = files + len(sizes), size + sum(sizes)
         g.stop.check()
-    _hash(g, found)
+    if files:
+        g.progress.phase(f"hashing {g.source.name}", files, size)
+        _hash(g, found)
     g.state.refresh(found.refresh)
     header = SourceHeader(
         name=g.source.name,
@@ -279,7 +286,7 @@ class _Judge:
         except OSError:
             return None
         self._found.excluded += 1
-        if self._found.excluded > _BATCH:
+        if self._found.excluded > _EXPLAINED:
             return "excluded"
         last = why(self._g.root, path, self.options)[-1]
         return last.reason if last.excluded else None
@@ -305,7 +312,6 @@ def _problem(g: Gathering, path: bytes, error: OSError) -> Problem:
 def _hash(g: Gathering, found: _Found) -> None:
     """Read every file whose content may be new, in a few threads, and settle what its change is. What is found is remembered, so
     that an interrupted plan does not read it again."""
-    g.progress.phase(f"hashing {g.source.name}", 0, 0)
     root = os.open(g.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     remember: list[tuple[Entry, ContentHash, Sha256]] = []
     noted = 0

@@ -226,7 +226,8 @@ class Ledger:
             return {}
         plans: dict[ContentHash, dict[str, set[StoredName]]] = {}
         for hash_, (record, names) in spilling.items():
-            length = spill_length(len(names), record.spill)
+            # Names may be long: a bucket's share is counted in names of 1 KB at least.
+            length = spill_length(max(len(names), _size(names) // 1024), record.spill)
             plans[hash_] = _by_prefix(names, length)
         found = self._overflows(overflow_key(h, p) for h, plan in plans.items() for p in plan)
         out: dict[ContentHash, tuple[Record, frozenset[StoredName]]] = {}

@@ -107,8 +107,8 @@ def _rows(lines: Iterable[Line], scanned_ns: int) -> Iterator[tuple[Known, Conte
 
 
 def _mark_unfinished(index: IndexReader, state: State, source: str, lines: Iterable[Line]) -> None:
-    """Whether the removals of a segment reached the index is not known (a run may have died before them, and the next one before it
-    was done with its work): where they did not, the path is dirty."""
+    """Whether the removals of a segment reached the index is not known (a run may have died before them, and the next one
+    before it was done with its work): where they did not, the path is dirty."""
     for batch in _batches(lines):
         hashes = sorted({h for line in batch for h in line.was})
         holders = _names_of(index, hashes)
