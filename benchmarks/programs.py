@@ -66,7 +66,8 @@ def _ours(executable: str, folder: str = HERE) -> Program:
         return {"PYTHONPATH": folder, "XDG_STATE_HOME": f"{home}/state"}
 
     def call(home: str, *arguments: str) -> Call:
-        return Call((executable, "-m", "s3hashsync", "-c", f"{home}/backup.yaml", *arguments), environment(home))
+        # Never where a checkout lies: `-m` takes the package of the working folder first.
+        return Call((executable, "-m", "s3hashsync", "-c", f"{home}/backup.yaml", *arguments), environment(home), home)
 
     def prepare(home: str, trees: Sequence[str]) -> list[Call]:
         sources = [{"name": f"source{number}", "path": tree} for number, tree in enumerate(trees)]
@@ -77,12 +78,14 @@ def _ours(executable: str, folder: str = HERE) -> Program:
 
     def restore(home: str, target: str) -> Call | None:
         known = call(home, "restore", "--help")
-        there = subprocess.run(known.command, env={**os.environ, **known.environment}, capture_output=True, check=False)
+        surroundings = {**os.environ, **known.environment}
+        there = subprocess.run(known.command, env=surroundings, cwd=home, capture_output=True, check=False)
         return call(home, "restore", "--to", target) if there.returncode == 0 else None
 
     version = subprocess.run(
         (executable, "-m", "s3hashsync", "--version"),
         env={**os.environ, "PYTHONPATH": folder},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,

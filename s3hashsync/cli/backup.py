@@ -129,7 +129,7 @@ def _apply(context: Context, job: Job, work: Planned, options: ApplyOptions) -> 
 
 
 def _print_summary(output: Output, summary: Summary) -> None:
-    units = f" ({summary.index_units:,} write units)" if summary.index_units else ""
+    units = f" ({plural(summary.index_units, 'write unit')})" if summary.index_units else ""
     if not summary.steps_done and not summary.runs:
         return
     output.info(

@@ -118,6 +118,11 @@ def _finish(context: Context, job: Job, planned: PlannedRestore, restored: Resto
         hint = "-v lists it" if restored.warnings else ""
         output.warning(f"metadata of {plural(s.warnings, 'path')} could not be put back as it was ({hint})")
     if restored.thaw is not None:
+        limit = None if output.verbosity > 0 else LINES
+        for file in restored.thaw.files[:limit]:
+            output.text(f"  {click.style('waits', fg='cyan')} {file.source}/{display(file.path)}")
+        if limit is not None and len(restored.thaw.files) > limit:
+            output.text(f"  … and {len(restored.thaw.files) - limit:,} more (-v lists them)")
         for one in restored.thaw.objects:
             output.message(
                 "restore_status", key=one.at.stem, version=one.at.version, storage_class=one.storage_class, bytes=one.stored

@@ -58,7 +58,7 @@ BATCH_STEPS = 4000
 """Each batch waits five times for the disk, whatever its size: fewer of them cost a third less on a folder."""
 
 BATCH_BYTES = 256 << 20
-SEGMENT_STEPS = 20_000
+SEGMENT_STEPS = 10_000
 CHECKPOINT_FLOOR = 1000
 
 

@@ -44,12 +44,13 @@ class Thaw:
 
     def error(self, config: Config, identity: Identity) -> ThawPending:
         parts = ", ".join(
-            f"{count:,} objects ({stored:,} bytes) in {name or 'an archive class'}"
+            f"{count:,} {'object' if count == 1 else 'objects'} ({stored:,} bytes) in {name or 'an archive class'}"
             for name, (count, stored) in sorted(self.totals().items())
         )
         command = thaw_command(config, identity, self.objects[0])
         hint = "thaw them, each with a command like this one, and run the same restore again; what is there is kept"
-        return ThawPending(f"{len(self.files):,} files wait for a thaw: {parts}", f"{hint}:\n{command}" if command else hint)
+        waiting = "1 file waits" if len(self.files) == 1 else f"{len(self.files):,} files wait"
+        return ThawPending(f"{waiting} for a thaw: {parts}", f"{hint}:\n{command}" if command else hint)
 
 
 def thaw_command(config: Config, identity: Identity, one: ArchivedObject) -> str:
