@@ -72,7 +72,7 @@ def install_dynamodb_local() -> str | None:
 
 def check_ministack() -> str | None:
     if ministack_program() is None:
-        return "ministack: install the development dependencies (`pip install --group dev`)"
+        return "ministack: install the development dependencies (`make install`)"
     return None
 
 

@@ -12,7 +12,7 @@ from s3hashsync.cli.progress import Shown
 from s3hashsync.cli.render import emit_plan, print_plan, totals_fields
 from s3hashsync.core.plan import Plan, Problem
 from s3hashsync.errors import ExitCode, Incomplete, Interrupted, S3HashSyncError, UsageError
-from s3hashsync.run import backup
+from s3hashsync.run import backup, saved_plan
 from s3hashsync.run.backup import ApplyOptions, Job, MassChange, Planned, Summary
 from s3hashsync.wiring import refuse_what_breaks
 
@@ -47,7 +47,7 @@ def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
         progress.stop()
         _show(context.output, work)
         if out:
-            backup.save(work.plan, out)
+            saved_plan.save(work.plan, out)
             context.output.info(f"Saved to {out}. To take exactly these steps: s3hashsync apply {out}")
         return work.plan
 
@@ -84,7 +84,7 @@ def apply_command(
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
         if file is not None:
-            with backup.reopened(job, backup.load(file)) as work:
+            with saved_plan.reopened(job, saved_plan.load(file)) as work:
                 _apply(context, job, work, options)
             return
         with backup.planned(job, what) as work:
@@ -174,7 +174,7 @@ def emit_summary(output: Output, summary: Summary, problems: list[Problem]) -> N
 @pass_context
 def show_command(context: Context, file: str) -> None:
     """Show a saved plan."""
-    plan = backup.load(file)
+    plan = saved_plan.load(file)
     if context.output.as_json:
         emit_plan(context.output, plan)
     else:

@@ -12,17 +12,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
-from s3hashsync.codec import plan_file
 from s3hashsync.config import Config, SourceSettings
 from s3hashsync.core.compile import compile_change
 from s3hashsync.core.model import Kind
 from s3hashsync.core.plan import ExcludeName, Plan, PlanHeader, Problem, RemoveName, SourceHeader, Step, Totals, total
 from s3hashsync.disk.scratch import Scratch
-from s3hashsync.errors import Refused, S3HashSyncError
+from s3hashsync.errors import Locked, Refused, UsageError
 from s3hashsync.run.executor import RunContext, SourceExecutor
-from s3hashsync.run.gather import Gathering, check_source, gather, look_up, note_mount
+from s3hashsync.run.gather import Gathering, gather, look_up, note_mount
 from s3hashsync.run.history import new_run_id, newest_key
-from s3hashsync.run.lease import SourceFacts, acquire, all_sources
+from s3hashsync.run.lease import Lease, SourceFacts, acquire, all_sources
 from s3hashsync.run.ledger import Ledger, Terms
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
@@ -91,8 +90,6 @@ def chosen_sources(config: Config, names: Sequence[str]) -> tuple[SourceSettings
     by_name = {source.name: source for source in config.sources}
     unknown = [name for name in names if name not in by_name]
     if unknown:
-        from s3hashsync.errors import UsageError
-
         raise UsageError(
             f"no source {unknown[0]!r} in {config.file}", f"the sources are: {', '.join(sorted(by_name))}"
         )
@@ -164,66 +161,6 @@ def mass_changes(config: Config, plan: Plan, sessions: dict[str, Session]) -> tu
     return tuple(out)
 
 
-# Saved plans
-
-
-def save(plan: Plan, path: str) -> None:
-    """Write the plan to a file that nobody else can read, atomically."""
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as target:
-                plan_file.write_plan(target, plan.header, plan.problems, plan.steps())
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
-    except OSError as error:
-        raise S3HashSyncError(f"cannot write the plan {path}: {error.strerror}", "choose another --out FILE") from error
-
-
-def load(path: str) -> Plan:
-    """A saved plan; its steps are read from the file each time."""
-    try:
-        with open(path, "rb") as source:
-            header, problems = plan_file.read_header(source)
-    except OSError as error:
-        raise S3HashSyncError(f"cannot read the plan {path}: {error.strerror}", "make one: plan --out FILE") from error
-
-    def steps() -> Iterator[Step]:
-        with open(path, "rb") as source:
-            yield from plan_file.read_steps(source)
-
-    return Plan(header, steps, total(steps()), problems)
-
-
-@contextmanager
-def reopened(job: Job, plan: Plan) -> Iterator[Planned]:
-    """The sources of a saved plan, opened; raises `Refused` when the plan is not of this repository, or stale."""
-    identity = job.repository.identity
-    if (plan.header.repository, plan.header.incarnation) != (identity.id, identity.incarnation):
-        raise Refused("the plan was made for another repository", "make a new plan")
-    if plan.header.host != job.config.host:
-        raise Refused(f"the plan was made on host {plan.header.host!r}", "apply it there, or make a new plan here")
-    with ExitStack() as stack:
-        sessions = {}
-        for header in plan.header.sources:
-            (source,) = chosen_sources(job.config, [header.name])
-            if source.path != header.root:
-                raise Refused(f"source {source.name} was at {header.root} when the plan was made", "make a new plan")
-            session = stack.enter_context(
-                open_session(job.repository, job.state_folder, source, job.config.host, job.progress)
-            )
-            if session.state.anchor().head != header.head:
-                raise Refused(
-                    f"the plan is stale: source {source.name} was backed up since it was made", "make a new plan"
-                )
-            check_source(source, session.state)
-            sessions[source.name] = session
-        yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))
-
-
 # Applying
 
 
@@ -270,8 +207,6 @@ def apply(job: Job, work: Planned, options: ApplyOptions) -> tuple[Summary, list
 def _check_owner(session: Session, host: str, options: ApplyOptions) -> None:
     """Before anything is done: the lease itself is taken source by source, later."""
     if session.foreign and not options.take_over and session.facts is not None:
-        from s3hashsync.errors import Locked
-
         raise Locked(
             f"source {session.source.name} belongs to host {session.facts.host!r}, this is {host!r}",
             f"set `host: {session.facts.host}` in the configuration if this is the same machine under another name"
@@ -297,23 +232,13 @@ def _apply_source(
     options: ApplyOptions,
     summary: Summary,
 ) -> list[Problem]:
-    repository, settings = job.repository, job.config.repository
     if session.rewrite:
         session.state.set_note("rewrite", "1")
-    newest = newest_key(repository.objects, header.name)
-    run = new_run_id(job.clock(), newest, job.entropy(4).hex())
-    facts = SourceFacts(header.name, job.config.host, run, session.state.anchor().head, int(job.clock()))
-    seen = session.facts.head if session.facts else ""
-    lease, _ = acquire(repository.index, facts, job.entropy, seen=seen, take_over=options.take_over)
-    terms = Terms(
-        settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
-    )
-    ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
+    lease = _lease(job, session, header, options)
     root = os.open(header.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy)
-    uploader = Uploader(repository.objects, session.state, root, upload, job.progress, job.stop)
+    ledger, uploader = _workers(job, session, root)
     context = RunContext(
-        repository=repository,
+        repository=job.repository,
         header=header,
         host=job.config.host,
         state=session.state,
@@ -332,13 +257,36 @@ def _apply_source(
     finally:
         uploader.close()
         os.close(root)
-        summary.objects_put += uploader.tally.objects
-        summary.bytes_uploaded += uploader.tally.bytes_read
-        summary.bytes_stored += uploader.tally.bytes_stored
-        summary.adopted += uploader.tally.adopted
-        summary.index_writes += ledger.tally.writes
-        summary.index_units += ledger.tally.units
-        summary.steps_done += executor.done
-        summary.runs = (*summary.runs, run)
+        _add_up(summary, ledger, uploader, executor)
+        summary.runs = (*summary.runs, lease.facts.run)
     note_mount(session.state, is_mount=os.path.ismount(os.path.realpath(session.source.path)))
     return executor.problems
+
+
+def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptions) -> Lease:
+    newest = newest_key(job.repository.objects, header.name)
+    run = new_run_id(job.clock(), newest, job.entropy(4).hex())
+    facts = SourceFacts(header.name, job.config.host, run, session.state.anchor().head, int(job.clock()))
+    seen = session.facts.head if session.facts else ""
+    lease, _ = acquire(job.repository.index, facts, job.entropy, seen=seen, take_over=options.take_over)
+    return lease
+
+
+def _workers(job: Job, session: Session, root: int) -> tuple[Ledger, Uploader]:
+    repository, settings = job.repository, job.config.repository
+    terms = Terms(
+        settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
+    )
+    ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
+    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy)
+    return ledger, Uploader(repository.objects, session.state, root, upload, job.progress, job.stop)
+
+
+def _add_up(summary: Summary, ledger: Ledger, uploader: Uploader, executor: SourceExecutor) -> None:
+    summary.objects_put += uploader.tally.objects
+    summary.bytes_uploaded += uploader.tally.bytes_read
+    summary.bytes_stored += uploader.tally.bytes_stored
+    summary.adopted += uploader.tally.adopted
+    summary.index_writes += ledger.tally.writes
+    summary.index_units += ledger.tally.units
+    summary.steps_done += executor.done
