@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from s3hashsync.core import overflow as rules
 from s3hashsync.core.model import (
     ContentHash,
     Item,
@@ -25,7 +26,6 @@ from s3hashsync.core.model import (
     overflow_key,
 )
 from s3hashsync.errors import Denied, Locked, S3HashSyncError
-from s3hashsync.run import ledger as rules
 from s3hashsync.run.lease import SourceFacts, acquire
 from s3hashsync.run.ledger import Ledger, Supply, Terms
 from s3hashsync.stores.base import Attempt, Outcome, Stored, Write
@@ -202,7 +202,7 @@ def content_scenarios(ledger: type[Ledger] = Ledger, *, reuse: bool = False) -> 
 
 def in_bucket(digit: str) -> Iterator[str]:
     """Names whose overflow item at the first length is `digit`."""
-    return (name for i in range(10_000) if rules._prefix(name := StoredName(f"n{i}"), 1) == digit)
+    return (name for i in range(10_000) if rules.prefix_of(name := StoredName(f"n{i}"), 1) == digit)
 
 
 O1, O2, *_ = (name for name, _ in zip(in_bucket("a"), range(2), strict=False))

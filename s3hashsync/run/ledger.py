@@ -13,16 +13,14 @@ Decides nothing about files, plans or logs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from s3hashsync.core.cost import DEEPEST, NAMES_IN_RECORD, spill_length
+from s3hashsync.core.cost import DEEPEST, spill_length
 from s3hashsync.core.model import (
     ENCODING_ZSTD,
     ContentHash,
-    Item,
     ObjectAt,
     Overflow,
     Record,
@@ -32,10 +30,10 @@ from s3hashsync.core.model import (
     object_stem,
     overflow_key,
 )
+from s3hashsync.core.overflow import BYTES_IN_RECORD, by_prefix, fits, listed_prefixes, names_size, prefix_of, split_names
 from s3hashsync.errors import Corrupt, S3HashSyncError, StoreError, Unreachable
 from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
 
-BYTES_IN_RECORD = 64 * 1024
 BYTES_IN_BUCKET = 192 * 1024
 ROUNDS = 30
 REV_BYTES = 12
@@ -150,14 +148,14 @@ class Ledger:
         for hash_, names in pending.items():
             record, supply = records.get(hash_), supplies.get(hash_)
             if isinstance(supply, Supply):
-                first, rest = _split_names(names)
+                first, rest = split_names(names)
                 writes[hash_] = (self._fresh(hash_, supply, first, record), rest)
             elif record is not None and record.state is _TRASH:
-                first, rest = _split_names(names)
+                first, rest = split_names(names)
                 writes[hash_] = (replace(record, state=_LIVE, names=first), rest)
             elif record is not None:
                 union = record.names | names
-                if union == record.names or (not record.buckets and _fits(union)):
+                if union == record.names or (not record.buckets and fits(union)):
                     writes[hash_] = (replace(record, names=union), frozenset())
                 else:
                     spilling[hash_] = (record, names - record.names)
@@ -227,8 +225,8 @@ class Ledger:
         plans: dict[ContentHash, dict[str, set[StoredName]]] = {}
         for hash_, (record, names) in spilling.items():
             # Names may be long: a bucket's share is counted in names of 1 KB at least.
-            length = spill_length(max(len(names), _size(names) // 1024), record.spill)
-            plans[hash_] = _by_prefix(names, length)
+            length = spill_length(max(len(names), names_size(names) // 1024), record.spill)
+            plans[hash_] = by_prefix(names, length)
         found = self._overflows(overflow_key(h, p) for h, plan in plans.items() for p in plan)
         out: dict[ContentHash, tuple[Record, frozenset[StoredName]]] = {}
         for hash_, plan in plans.items():
@@ -251,8 +249,8 @@ class Ledger:
         for prefix, names in plan.items():
             item = found.get(overflow_key(hash_, prefix))
             union = frozenset(names | item.names) if item else frozenset(names)
-            crowded |= _size(union) > BYTES_IN_RECORD
-            if _size(union) > BYTES_IN_BUCKET and len(prefix) >= DEEPEST:
+            crowded |= names_size(union) > BYTES_IN_RECORD
+            if names_size(union) > BYTES_IN_BUCKET and len(prefix) >= DEEPEST:
                 raise Corrupt(f"content {hash_.hex()} has more names than the index can hold")
             writes.append(Write(Overflow(hash_, prefix, self._rev(), union), item.rev if item else None))
         if not all(outcome.written for outcome in self._write(writes)):
@@ -318,7 +316,7 @@ class Ledger:
             overflow_key(h, prefix)
             for h, record in seen.records.items()
             if record.state is _LIVE and record.buckets
-            for prefix in _listed_prefixes(record, pending[h])
+            for prefix in listed_prefixes(record, pending[h])
         }
         if keys:
             seen.buckets = self._overflows(keys)
@@ -330,10 +328,10 @@ class Ledger:
         """The overflow items that hold such a name and do not count: a process died before the record listed them. Left
         there, the name would count as soon as another one needs the item."""
         keys = {
-            overflow_key(hash_, _prefix(name, length))
+            overflow_key(hash_, prefix_of(name, length))
             for hash_, record in seen.records.items()
             for name in pending[hash_] - record.names
-            if not any(name in _names_in(seen.buckets, overflow_key(hash_, p)) for p in _listed_prefixes(record, [name]))
+            if not any(name in _names_in(seen.buckets, overflow_key(hash_, p)) for p in listed_prefixes(record, [name]))
             for length in range(1, DEEPEST + 1)
         }
         return self._overflows(keys - seen.buckets.keys()) if keys else {}
@@ -359,7 +357,7 @@ class Ledger:
         rest = record.names - names
         empty = {
             prefix
-            for prefix in _listed_prefixes(record, names)
+            for prefix in listed_prefixes(record, names)
             if not _names_in(seen.buckets, overflow_key(hash_, prefix))
         }
         buckets = record.buckets - empty
@@ -422,47 +420,3 @@ def _keep_live(
 
 def _names_in(buckets: Mapping[str, Overflow], key: str) -> frozenset[StoredName]:
     return buckets[key].names if key in buckets else frozenset()
-
-
-def _split_names(names: frozenset[StoredName]) -> tuple[frozenset[StoredName], frozenset[StoredName]]:
-    """What fits into a record, and the rest."""
-    if _fits(names):
-        return names, frozenset()
-    first: list[StoredName] = []
-    size = 0
-    for name in sorted(names)[:NAMES_IN_RECORD]:
-        size += len(name.encode())
-        if size > BYTES_IN_RECORD and first:
-            break
-        first.append(name)
-    return frozenset(first), names - frozenset(first)
-
-
-def _fits(names: Collection[StoredName]) -> bool:
-    return len(names) <= NAMES_IN_RECORD and _size(names) <= BYTES_IN_RECORD
-
-
-def _size(names: Iterable[StoredName]) -> int:
-    return sum(len(name.encode()) for name in names)
-
-
-def _prefix(name: StoredName, length: int) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:length]
-
-
-def _by_prefix(names: Iterable[StoredName], length: int) -> dict[str, set[StoredName]]:
-    out: dict[str, set[StoredName]] = {}
-    for name in names:
-        out.setdefault(_prefix(name, length), set()).add(name)
-    return out
-
-
-def _listed_prefixes(record: Record, names: Iterable[StoredName]) -> set[str]:
-    """The overflow items that count and may hold one of these names, at whatever length they were written."""
-    lengths = {len(prefix) for prefix in record.buckets}
-    return {p for name in names for length in lengths if (p := _prefix(name, length)) in record.buckets}
-
-
-def item_names(item: Item) -> frozenset[StoredName]:
-    """The names that an item holds; none for a control item."""
-    return item.names if isinstance(item, Record | Overflow) else frozenset()
