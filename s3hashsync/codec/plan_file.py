@@ -96,6 +96,7 @@ def _content_step(action: str, step: ContentStep) -> Json:
             "state": expects.state.value if expects.state else None,
             "location": encode_location(expects.location) if expects.location else None,
             "planned": expects.planned,
+            "spill": expects.spill,
         },
     }
 
@@ -146,6 +147,7 @@ def _expected(body: Json) -> Expected:
         _enum(RecordState, state) if state is not None else None,
         decode_location(str(location)) if location is not None else None,
         body.get("planned") is True,
+        get_int(body, "spill", 0),
     )
 
 

@@ -44,6 +44,7 @@ class Known:
 
     state: RecordState
     location: Location | None
+    spill: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _content_step(change: Change, entry: Entry, hash_: ContentHash, sha256: Sha2
 def _expected(change: Change) -> Expected:
     known = change.known
     if known is not None and known.state is RecordState.LIVE:
-        return Expected(known.state, known.location)
+        return Expected(known.state, known.location, spill=known.spill)
     if not change.first:
         return Expected(RecordState.LIVE, planned=True)
     return Expected(known.state, known.location) if known else Expected(None)

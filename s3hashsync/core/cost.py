@@ -24,11 +24,12 @@ def spill_length(names: int, at_least: int = 1) -> int:
     return length
 
 
-def index_writes(names: int) -> int:
-    """About how many index items are written when a content that had few names gets this many."""
-    if names <= NAMES_IN_RECORD:
+def index_writes(names: int, spill: int = 0) -> int:
+    """About how many index items are written when a content gets this many names. `spill`: the prefix length of its overflow items
+    (0: it has none yet)."""
+    if spill == 0 and names <= NAMES_IN_RECORD:
         return 1
-    writes, length, left = 1, 1, names - NAMES_IN_RECORD
+    writes, length, left = (1, 1, names - NAMES_IN_RECORD) if spill == 0 else (0, spill, names)
     while left > 0:
         now = min(left, NAMES_AT_ONCE)
         length = spill_length(now, length)

@@ -33,11 +33,13 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What planning saw in the index: `state` None means no record. `planned`: an earlier step of the same plan stores it."""
+    """What planning saw in the index: `state` None means no record. `planned`: an earlier step of the same plan stores it.
+    `spill` is the prefix length of the record's overflow items (0: it has none)."""
 
     state: RecordState | None
     location: Location | None = None
     planned: bool = False
+    spill: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,18 +256,19 @@ class _Group:
 
     hash: ContentHash | None = None
     names: int = 0
+    spill: int = 0
 
-    def count(self, hash_: ContentHash) -> int:
+    def count(self, hash_: ContentHash, spill: int = 0) -> int:
         """One more name of this content: the writes of the group that is complete by that."""
         if hash_ == self.hash:
             self.names += 1
             return 0
         writes = self.writes()
-        self.hash, self.names = hash_, 1
+        self.hash, self.names, self.spill = hash_, 1, spill
         return writes
 
     def writes(self) -> int:
-        return index_writes(self.names) if self.names else 0
+        return index_writes(self.names, self.spill) if self.names else 0
 
 
 def total(steps: Iterable[Step]) -> Totals:
@@ -277,7 +280,7 @@ def total(steps: Iterable[Step]) -> Totals:
             totals.objects_put += 1
             totals.bytes_upload += step.entry.size
         if isinstance(step, StoreContent | AddName | Undelete | MoveName):
-            totals.index_writes += added.count(step.hash)
+            totals.index_writes += added.count(step.hash, step.expects.spill)
         for hash_ in drops_of(step):
             totals.index_writes += dropped.count(hash_)
     totals.index_writes += added.writes() + dropped.writes()

@@ -23,7 +23,7 @@ CREATE TABLE changes (
 );
 -- Apart from the changes: a hash is found after its row was written, and a row that grows costs ten times an appended one.
 CREATE TABLE hashes (n INTEGER PRIMARY KEY, hash BLOB NOT NULL, sha256 BLOB);
-CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT) WITHOUT ROWID;
+CREATE TABLE known (hash BLOB PRIMARY KEY, state TEXT NOT NULL, location TEXT, spill INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE moves (gone INTEGER PRIMARY KEY, new INTEGER NOT NULL UNIQUE);
 """
 
@@ -41,7 +41,7 @@ JOIN known ON known.hash = new.hash AND known.state = 'live'
 
 _READ = """
 SELECT c.source, c.path, c.verdict, c.entry, h.hash, h.sha256, c.before_kind, c.before_size, c.before_hashes, c.rule,
-       k.state, k.location, o.first = c.n AND o.brings, origin.path, left.gone IS NOT NULL
+       k.state, k.location, k.spill, o.first = c.n AND o.brings, origin.path, left.gone IS NOT NULL
 FROM ordered AS o JOIN changes AS c ON c.n = o.n
 LEFT JOIN hashes AS h ON h.n = c.n
 LEFT JOIN known AS k ON k.hash = h.hash
@@ -160,8 +160,8 @@ class Scratch:
 
     def set_known(self, known: Mapping[ContentHash, Known]) -> None:
         self._all(
-            "INSERT OR REPLACE INTO known VALUES (?, ?, ?)",
-            [(h, k.state.value, encode_location(k.location) if k.location else None) for h, k in known.items()],
+            "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)",
+            [(h, k.state.value, encode_location(k.location) if k.location else None, k.spill) for h, k in known.items()],
         )
 
     def join(self) -> None:
@@ -177,7 +177,8 @@ class Scratch:
                 yield self._change(row)
 
     def _change(self, row: tuple[Any, ...]) -> Change:
-        source, path, verdict, entry, hash_, sha256, kind, size, hashes, rule, state, location, first, origin, left = row
+        source, path, verdict, entry, hash_, sha256, kind, size, hashes, rule, state, location, spill, *joined = row
+        first, origin, left = joined
         return Change(
             self._sources[source],
             path,
@@ -186,7 +187,7 @@ class Scratch:
             hash_,
             sha256,
             Before(_KINDS[kind], size, _split(hashes)) if kind is not None else None,
-            Known(_STATES[state], decode_location(location) if location else None) if state else None,
+            Known(_STATES[state], decode_location(location) if location else None, spill) if state else None,
             bool(first),
             origin,
             bool(left),

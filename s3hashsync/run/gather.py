@@ -143,7 +143,7 @@ def look_up(scratch: Scratch, index: IndexReader) -> None:
     for batch in scratch.hashes():
         items = index.read([h.hex() for h in batch])
         records = [item for item in items.values() if isinstance(item, Record)]
-        scratch.set_known({r.hash: Known(r.state, r.location) for r in records})
+        scratch.set_known({r.hash: Known(r.state, r.location, r.spill) for r in records})
 
 
 # Comparing
