@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 from s3hashsync.cli.app import Context, cli, common, pass_context
 from s3hashsync.cli.output import Output, plural
 from s3hashsync.cli.progress import Shown
-from s3hashsync.config import Config, S3Url, schema_text
+from s3hashsync.config import Config, FolderUrl, S3Url, schema_text
 from s3hashsync.core.ignore import dead_negations
 from s3hashsync.errors import Refused, S3HashSyncError, UsageError
 from s3hashsync.run.repository import initialise
@@ -86,7 +86,7 @@ def doctor_command(context: Context) -> None:
     findings = check_stores(config, os.environ)
     with context.job("doctor") as (job, _):
         findings.append(("ok", f"repository {job.repository.identity.id[:8]} and its index belong together", None))
-        if not job.repository.objects.versioned:
+        if isinstance(config.repository.objects, FolderUrl):
             lost = "this store keeps no versions: no undelete by hand, no protection from a host that may delete"
             findings.append(("warning", lost, None))
     for source in config.sources:

@@ -25,8 +25,8 @@ def spill_length(names: int, at_least: int = 1) -> int:
 
 
 def index_writes(names: int, spill: int = 0) -> int:
-    """About how many index items are written when a content gets this many names. `spill`: the prefix length of its overflow items
-    (0: it has none yet)."""
+    """About how many index items are written when a content gets this many names. `spill`: the prefix length of its overflow
+    items (0: it has none yet)."""
     if spill == 0 and names <= NAMES_IN_RECORD:
         return 1
     writes, length, left = (1, 1, names - NAMES_IN_RECORD) if spill == 0 else (0, spill, names)
