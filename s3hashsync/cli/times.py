@@ -28,8 +28,11 @@ def parse_moment(text: str, now: float) -> float:
 
 
 def moment_text(time: float) -> str:
-    """A moment for a person: local time, seconds."""
-    return f"{datetime.fromtimestamp(time).astimezone():%Y-%m-%d %H:%M:%S}"
+    """A moment for a person: local time, seconds. A file's time may lie beyond what a calendar holds."""
+    try:
+        return f"{datetime.fromtimestamp(time).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return f"@{time:.0f}"
 
 
 at_option = click.option("--at", metavar="TIME", help="As of this time: 2026-11-01, 2026-11-01T18:30, or 3d (ago).")

@@ -28,7 +28,7 @@ class Reason(Enum):
     DELETED = "deleted"
     EXCLUDED = "excluded"
     UNCONFIRMED = "left unconfirmed by an interrupted run"
-    TAKE_OVER = "written again after a take-over"
+    TAKE_OVER = "written again for a new owner or a new index"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 from s3hashsync.codec.location import decode_location, encode_location
-from s3hashsync.core.model import Content, ContentHash, StoredName
+from s3hashsync.core.model import Content, ContentHash, ObjectAt, StoredName, object_stem
 
 _SCHEMA = """
 CREATE TABLE contents (
-    hash BLOB PRIMARY KEY, size INTEGER NOT NULL, stored INTEGER NOT NULL, stored_at INTEGER NOT NULL, class TEXT NOT NULL,
-    checksum TEXT NOT NULL, encoding TEXT NOT NULL, location TEXT NOT NULL
-) WITHOUT ROWID;
+    hash BLOB NOT NULL, size INTEGER NOT NULL, stored INTEGER NOT NULL, stored_at INTEGER NOT NULL, class TEXT NOT NULL,
+    checksum TEXT NOT NULL, encoding TEXT NOT NULL, location TEXT NOT NULL,
+    UNIQUE (hash, location)
+);
 CREATE TABLE names (hash BLOB NOT NULL, name TEXT NOT NULL, PRIMARY KEY (hash, name)) WITHOUT ROWID;
 CREATE TABLE removals (hash BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE versions (stem TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (stem, version)) WITHOUT ROWID;
@@ -46,7 +48,7 @@ class Catalogue:
         self._many("INSERT OR IGNORE INTO names VALUES (?, ?)", rows)
 
     def add_contents(self, contents: Iterable[Content]) -> None:
-        """Newest first: the first one of a hash counts."""
+        """Newest first within a source: of the places of one hash the first one counts that is still there."""
         self._many(
             "INSERT OR IGNORE INTO contents VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -76,19 +78,27 @@ class Catalogue:
         found = self._db.execute("SELECT 1 FROM versions WHERE stem = ? AND version = ?", (stem, version)).fetchone()
         return found is not None
 
+    def is_there(self, content: Content) -> bool:
+        """Whether the object store holds what this place names."""
+        location = content.location
+        return isinstance(location, ObjectAt) and self.has_version(object_stem(content.hash), location.version)
+
     def found(self) -> Iterator[Found]:
-        """Every content, by hash."""
-        cursor = self._db.execute(
-            "SELECT contents.*, removals.time FROM contents LEFT JOIN removals ON removals.hash = contents.hash"
-            " ORDER BY contents.hash"
-        )
+        """Every content, by hash. A place that is gone (purged, and stored anew since, maybe by another source) does not hide
+        one that is there."""
+        for hash_, places in groupby(self._contents(), lambda content: content.hash):
+            first = next(places)
+            content = next((c for c in chain([first], places) if self.is_there(c)), first)
+            names = self._db.execute("SELECT name FROM names WHERE hash = ?", (hash_,)).fetchall()
+            removed = self._db.execute("SELECT time FROM removals WHERE hash = ?", (hash_,)).fetchone()
+            yield Found(content, frozenset(StoredName(row[0]) for row in names), removed[0] if removed else 0)
+
+    def _contents(self) -> Iterator[Content]:
+        cursor = self._db.execute("SELECT * FROM contents ORDER BY hash, rowid")
         while page := cursor.fetchmany(1000):
-            for hash_, size, stored, stored_at, class_, checksum, encoding, location, removed_at in page:
-                content = Content(
-                    hash_, size, stored, stored_at, class_, checksum, encoding, decode_location(location)
-                )
-                names = self._db.execute("SELECT name FROM names WHERE hash = ?", (hash_,)).fetchall()
-                yield Found(content, frozenset(StoredName(row[0]) for row in names), removed_at or 0)
+            for hash_, size, stored, stored_at, class_, checksum, encoding, location in page:
+                place = decode_location(location)
+                yield Content(hash_, size, stored, stored_at, class_, checksum, encoding, place)
 
     def unlocated(self) -> list[StoredName]:
         """Names of contents that no log locates."""

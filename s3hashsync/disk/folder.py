@@ -74,7 +74,8 @@ Entries: TypeAlias = list[tuple[bytes, Listed]]
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """An open folder. `marked` is the reason why all names but those in `kept` are left out, or empty."""
+    """An open folder. `marked` is the reason why all names but those in `kept` are left out, or empty. `undecided`: an ignore
+    file of it could not be read."""
 
     fd: int
     path: bytes
@@ -82,6 +83,7 @@ class Folder:
     entries: Entries = field(default_factory=list)
     kept: frozenset[bytes] = frozenset()
     marked: str = ""
+    undecided: bool = False
 
     @property
     def prefix(self) -> bytes:
@@ -114,7 +116,8 @@ def read_folder(fd: int, path: bytes, rules: Rules, options: WalkOptions) -> Fol
     except OSError:
         os.close(fd)
         raise
-    return Folder(fd, path, rules, entries, kept, marked)
+    undecided = any(isinstance(entries[at][1], UnreadIgnoreFile) for at in _places(entries, options.ignore_files))
+    return Folder(fd, path, rules, entries, kept, marked, undecided)
 
 
 def _markers(fd: int, entries: Entries, options: WalkOptions) -> tuple[frozenset[bytes], str]:
@@ -140,6 +143,10 @@ def _with_ignore_files(fd: int, rules: Rules, where: tuple[bytes, Entries], opti
         else:
             found.append((name, content))
     return rules.enter(path, found) if found else rules
+
+
+def _places(entries: Entries, names: tuple[bytes, ...]) -> list[int]:
+    return [at for name in names if (at := _position(entries, name)) is not None]
 
 
 def _position(entries: Entries, name: bytes) -> int | None:

@@ -7,6 +7,7 @@ with the wrong owner is better than none.
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -92,6 +93,9 @@ def _target(path: bytes) -> bytes:
     try:
         return os.readlink(path)
     except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            # A path that is too long, a broken disk: it is still there, and must not pass for gone.
+            raise
         message = f"{os.fsdecode(path)} changed while it was read: {error.strerror}"
         raise ChangedUnderfoot(message, "it is left to the next run") from None
 

@@ -46,6 +46,7 @@ CREATE TABLE attempts (hash BLOB PRIMARY KEY, id TEXT NOT NULL, expects BLOB, to
 _KINDS = tuple(Kind)
 _KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
 FILE_NUMBER = _KIND_NUMBER[Kind.FILE]
+_HALF = 1 << 63
 UNKNOWN_TIME = -(1 << 62)
 """The mtime of a row that was rebuilt from the index: no file has it, so the file is hashed once."""
 
@@ -210,6 +211,10 @@ class State:
             rows = self._db.execute("SELECT hash FROM dirty WHERE key = ? AND hash != x'' ORDER BY hash", (key,)).fetchall()
         return tuple(ContentHash(row[0]) for row in rows)
 
+    def is_dirty(self, key: bytes) -> bool:
+        with _translated(self._path):
+            return self._db.execute("SELECT 1 FROM dirty WHERE key = ? LIMIT 1", (key,)).fetchone() is not None
+
     def count(self) -> int:
         with _translated(self._path):
             return int(self._db.execute("SELECT count(*) FROM files").fetchone()[0])
@@ -224,7 +229,7 @@ class State:
             self._db.executemany(
                 "UPDATE files SET ctime = ?, inode = ?, device = ?, mtime = ?, racy = ? WHERE key = ?",
                 [
-                    (entry.ctime_ns, entry.inode, entry.device, entry.mtime_ns, int(racy), key_of(entry.path))
+                    (*map(wrapped, (entry.ctime_ns, entry.inode, entry.device, entry.mtime_ns)), int(racy), key_of(entry.path))
                     for entry, racy in rows
                 ],
             )
@@ -296,7 +301,7 @@ class State:
         with _translated(self._path):
             row = self._db.execute(
                 "SELECT hash, sha256 FROM hashed WHERE key = ? AND size = ? AND mtime = ? AND ctime = ? AND inode = ?",
-                (key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
+                (key, stat.st_size, wrapped(stat.st_mtime_ns), wrapped(stat.st_ctime_ns), wrapped(stat.st_ino)),
             ).fetchone()
         return (row[0], row[1]) if row else None
 
@@ -308,7 +313,10 @@ class State:
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(key_of(e.path), e.size, e.mtime_ns, e.ctime_ns, e.inode, h, s) for e, h, s in found],
+                [
+                    (key_of(e.path), e.size, wrapped(e.mtime_ns), wrapped(e.ctime_ns), wrapped(e.inode), h, s)
+                    for e, h, s in found
+                ],
             )
 
     @contextmanager
@@ -340,10 +348,10 @@ def _file_row(known: Known) -> tuple[object, ...]:
         key_of(e.path),
         _KIND_NUMBER[e.kind],
         e.size,
-        e.mtime_ns,
-        e.ctime_ns,
-        e.inode,
-        _signed(e.device),
+        wrapped(e.mtime_ns),
+        wrapped(e.ctime_ns),
+        wrapped(e.inode),
+        wrapped(e.device),
         e.mode,
         e.uid,
         e.gid,
@@ -356,13 +364,16 @@ def _file_row(known: Known) -> tuple[object, ...]:
     )
 
 
-def _signed(number: int) -> int:
-    """SQLite's integers are signed; device numbers of some systems use the highest bit."""
-    return number - (1 << 64) if number >= 1 << 63 else number
+def wrapped(number: int) -> int:
+    """As SQLite can hold it: its integers have 64 bits with a sign. Inodes and devices of some file systems use the highest bit,
+    and a time beyond the year 2262 has more nanoseconds; what does not fit wraps around."""
+    return number if -_HALF <= number < _HALF else (number + _HALF) % (2 * _HALF) - _HALF
 
 
 def _extra(entry: Entry) -> str | None:
     extra: dict[str, object] = {}
+    if wrapped(entry.mtime_ns) != entry.mtime_ns:
+        extra["mtime"] = entry.mtime_ns
     if entry.rdev:
         extra["rdev"] = entry.rdev
     if entry.target is not None:
@@ -382,10 +393,10 @@ def _known(row: Sequence[object]) -> Known:
         path=path_of(key),  # type: ignore[arg-type]
         kind=_KINDS[kind],  # type: ignore[call-overload]
         size=size,  # type: ignore[arg-type]
-        mtime_ns=mtime,  # type: ignore[arg-type]
+        mtime_ns=more.get("mtime", mtime),
         ctime_ns=ctime,  # type: ignore[arg-type]
-        inode=inode,  # type: ignore[arg-type]
-        device=device,  # type: ignore[arg-type]
+        inode=inode % (2 * _HALF),  # type: ignore[operator]
+        device=device % (2 * _HALF),  # type: ignore[operator]
         mode=mode,  # type: ignore[arg-type]
         uid=uid,  # type: ignore[arg-type]
         gid=gid,  # type: ignore[arg-type]

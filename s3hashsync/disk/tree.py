@@ -9,6 +9,7 @@ the walk cannot lead out of the source, and no path is too long. Memory: one lis
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as stats
 import sys
@@ -26,9 +27,11 @@ __all__ = [
     "Item",
     "RootFacts",
     "Seen",
+    "Undecided",
     "Unreadable",
     "WalkOptions",
     "check_root",
+    "is_below",
     "walk",
     "why",
 ]
@@ -68,7 +71,18 @@ class Excluded(NamedTuple):
     reason: str
 
 
-Item: TypeAlias = Seen | Unreadable | Excluded
+class Undecided(NamedTuple):
+    """A folder with an ignore file that could not be read. What the walk leaves out below it may be left out for want of that
+    file's negations: whoever knows of it keeps what he knows.
+
+    Before everything in the folder; the ignore file itself comes as `Unreadable` in its turn.
+    """
+
+    key: bytes
+    path: bytes
+
+
+Item: TypeAlias = Seen | Unreadable | Excluded | Undecided
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +96,13 @@ class RootFacts:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a path is or is not in the backup. `path` is the one spoken of: itself or a folder above it."""
+    """Why a path is or is not in the backup. `path` is the one spoken of: itself or a folder above it. `unknown`: it could not be
+    looked at, so nothing is known of what the rules say."""
 
     path: bytes
     excluded: bool
     reason: str
+    unknown: bool = False
 
 
 def check_root(root: bytes) -> RootFacts:
@@ -134,13 +150,15 @@ class _Walk:
             for folder, _ in self._stack:
                 folder.close()
 
-    def _enter(self, fd: int, path: bytes, rules: Rules) -> Iterator[Unreadable]:
+    def _enter(self, fd: int, path: bytes, rules: Rules) -> Iterator[Unreadable | Undecided]:
         try:
             folder = read_folder(fd, path, rules, self._options)
         except OSError as error:
             yield Unreadable(path.replace(b"/", b"\0"), path, error, True)
         else:
             self._stack.append((folder, iter(folder.entries)))
+            if folder.undecided:
+                yield Undecided(path.replace(b"/", b"\0"), path)
 
     def _rest_of(self, folder: Folder, entries: Iterator[tuple[bytes, Listed]]) -> Iterator[Item]:
         """The folder's further entries, up to the first folder among them, which is then on the stack.
@@ -205,6 +223,33 @@ class _Walk:
             yield Excluded(key, path, is_dir, folder.reason(name, is_dir=is_dir) or "")
 
 
+def is_below(root: bytes, path: bytes) -> bool:
+    """Whether `path` (relative) is there, through real folders alone: what a symlink leads to is not in the source. Raises
+    OSError when that could not be found out."""
+    try:
+        os.lstat(os.path.join(root, path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+    above, _, name = path.rpartition(b"/")
+    fd = os.open(root, FOLDER_FLAGS)
+    try:
+        for part in above.split(b"/") if above else ():
+            below = os.open(part, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.stat(name or b".", dir_fd=fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK):
+            return False
+        raise
+    finally:
+        os.close(fd)
+    return True
+
+
 def why(root: bytes, path: bytes, options: WalkOptions) -> list[Explanation]:
     """Why `path` (relative) is or is not in the backup: every line that decides on it or on a folder above.
 
@@ -233,7 +278,7 @@ def why(root: bytes, path: bytes, options: WalkOptions) -> list[Explanation]:
             if not last:
                 above = _step_into(above, name, options)
     except OSError as error:
-        return [*said, Explanation(above.path, True, f"cannot be read: {error.strerror}")]
+        return [*said, Explanation(above.path, True, f"cannot be read: {error.strerror}", unknown=True)]
     finally:
         above.close()
     return [*said, Explanation(path.strip(b"/"), False, "not excluded")]

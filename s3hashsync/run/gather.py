@@ -22,10 +22,11 @@ from s3hashsync.core.plan import Problem, SourceHeader
 from s3hashsync.disk.metadata import entry_from, same_metadata
 from s3hashsync.disk.read import Facts, hash_file
 from s3hashsync.disk.scratch import Scratch, ToHash
-from s3hashsync.disk.state import FILE_NUMBER, Row, State, kind_of, number_of
-from s3hashsync.disk.tree import Seen, Unreadable, WalkOptions, check_root, walk, why
+from s3hashsync.disk.state import FILE_NUMBER, Row, State, kind_of, number_of, wrapped
+from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, check_root, is_below, walk, why
 from s3hashsync.errors import ChangedUnderfoot, Refused
 from s3hashsync.run.progress import Progress, Stop
+from s3hashsync.run.session import MOUNT_NOTE
 from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
@@ -35,8 +36,6 @@ _EXPLAINED = 100
 _REMEMBERED = 5000
 _REMEMBERED_BYTES = 1 << 30
 """So many hashes, or so many hashed bytes, are lost at most when a plan is killed: each remembering waits for the disk."""
-
-_MOUNT_NOTE = "mount"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def check_source(source: SourceSettings, state: State) -> bool:
     facts = check_root(os.fsencode(source.path))
     files = state.count_files()
     backed_up = f", but {files:,} files are backed up from it" if files else ""
-    if state.note(_MOUNT_NOTE) == "1" and not facts.is_mount:
+    if state.note(MOUNT_NOTE) == "1" and not facts.is_mount:
         raise Refused(
             f"{source.path} is no longer a mount point{backed_up}",
             f"is the disk mounted? if the source has moved for good: s3hashsync rebuild {source.name}",
@@ -103,8 +102,8 @@ def check_source(source: SourceSettings, state: State) -> bool:
 
 def note_mount(state: State, *, is_mount: bool) -> None:
     """Remember after a finished run that the root is a mount point, so that an unmounted disk is noticed."""
-    if (state.note(_MOUNT_NOTE) == "1") != is_mount:
-        state.set_note(_MOUNT_NOTE, "1" if is_mount else "0")
+    if (state.note(MOUNT_NOTE) == "1") != is_mount:
+        state.set_note(MOUNT_NOTE, "1" if is_mount else "0")
 
 
 def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
@@ -153,33 +152,27 @@ def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
     """Merge the walk with the rows of the state, both sorted by key: every path that differs, with whether to hash it."""
     rows = g.state.rows()
     row = next(rows, None)
-    unreadable: bytes | None = None
-    remembered = g.state.has_found()
-    judge = _Judge(g, found, remembered=remembered)
+    judge = _Judge(g, found, remembered=g.state.has_found())
     for item in walk(g.root, judge.options):
         key = item.key
         while row is not None and row.key < key:
-            if change := judge.gone(row, unreadable):
+            if change := judge.gone(row):
                 yield change, False
             row = next(rows, None)
-        if isinstance(item, Unreadable):
-            found.problems.append(_problem(g, item.path, item.error))
-            unreadable = item.key
-            if row is not None and row.key == key:
-                row = next(rows, None)
-            continue
-        if not isinstance(item, Seen):
-            continue
-        found.entries += 1
-        if not found.entries % 5000:
-            g.progress.advance(5000, 0)
         same = row if row is not None and row.key == key else None
         if same is not None:
             row = next(rows, None)
-        if change_and := judge.seen(item, same):
+        if not isinstance(item, Seen):
+            change_and = judge.not_seen(item, same)
+        else:
+            found.entries += 1
+            if not found.entries % 5000:
+                g.progress.advance(5000, 0)
+            change_and = judge.seen(item, same)
+        if change_and:
             yield change_and
     while row is not None:
-        if change := judge.gone(row, unreadable):
+        if change := judge.gone(row):
             yield change, False
         row = next(rows, None)
 
@@ -193,6 +186,8 @@ class _Judge:
         self._remembered = remembered
         self._inode = "inode" in g.source.compare
         self._ctime = "ctime" in g.source.compare
+        self._unreadable: bytes | None = None
+        self._undecided: bytes | None = None
         self.options = walk_options(g.source)
 
     def seen(self, item: Seen, row: Row | None) -> tuple[Change, bool] | None:
@@ -206,20 +201,20 @@ class _Judge:
             row is not None
             and not row.dirty
             and not row.racy
-            and stat.st_mtime_ns == row.mtime_ns
+            and (stat.st_mtime_ns == row.mtime_ns or wrapped(stat.st_mtime_ns) == row.mtime_ns)
             and (stat.st_size == row.size or not is_file)
-            and (stat.st_ctime_ns == row.ctime_ns or not self._ctime)
-            and (stat.st_ino == row.inode or not self._inode)
+            and (stat.st_ctime_ns == row.ctime_ns or not self._ctime or wrapped(stat.st_ctime_ns) == row.ctime_ns)
+            and (stat.st_ino == row.inode or not self._inode or wrapped(stat.st_ino) == row.inode)
             and is_file == (row.kind == FILE_NUMBER)
         ):
-            return self._rewritten(row) if self._g.rewrite else None
+            return self.rewritten(row) if self._g.rewrite else None
         try:
             entry = entry_from(item, self._g.root)
         except ChangedUnderfoot:
             return self._gone_after_all(row)
         except OSError as error:
             self._found.problems.append(_problem(self._g, item.path, error))
-            return None
+            return self.rewritten(row) if self._g.rewrite and row is not None else None
         if row is None:
             return self._new(item, entry, None, Verdict.NEW)
         if row.dirty:
@@ -232,17 +227,13 @@ class _Judge:
             return self._new(item, entry, row, Verdict.CHANGED)
         return self._metadata(entry, row)
 
-    def _rewritten(self, row: Row) -> tuple[Change, bool] | None:
-        """Nothing about the path changed, but a new owner of the source writes every name that it keeps."""
-        known = self._g.state.get(row.key)
-        if known is None or known.hash is None:
-            return None
-        before = self._before(row)
-        change = Change(self._g.source.name, known.entry.path, Verdict.REWRITE, known.entry, before=before)
-        return replace(change, hash=known.hash, sha256=known.sha256), False
+    def rewritten(self, row: Row) -> tuple[Change, bool] | None:
+        """Nothing new is known of the path, but a new owner of the source writes every name that it keeps. A dirty row stays
+        dirty until it can be looked at."""
+        return _rewrite(self._g, row.key) if not row.dirty else None
 
     def _gone_after_all(self, row: Row | None) -> tuple[Change, bool] | None:
-        change = self.gone(row, None) if row is not None else None
+        change = self.gone(row) if row is not None else None
         return (change, False) if change else None
 
     def _new(self, item: Seen, entry: Entry, row: Row | None, verdict: Verdict) -> tuple[Change, bool]:
@@ -270,30 +261,73 @@ class _Judge:
         kind = kind_of(row.kind) if row.kind >= 0 else Kind.FILE
         return Before(kind, row.size, tuple(sorted(hashes)))
 
-    def gone(self, row: Row, unreadable: bytes | None) -> Change | None:
+    def gone(self, row: Row) -> Change | None:
         """The change of a path that the walk did not bring: deleted, or excluded now, or not looked at."""
         key = row.key
-        if unreadable is not None and (key == unreadable or not unreadable or key.startswith(unreadable + b"\0")):
-            return None
+        if self._unreadable is not None and (key == self._unreadable or _is_under(key, self._unreadable)):
+            return self._kept(row)
         path = key.replace(b"\0", b"/")
-        rule = self._excluded(path)
-        verdict = Verdict.GONE if rule is None else Verdict.EXCLUDED
-        return Change(self._g.source.name, path, verdict, before=self._before(row), rule=rule or "")
-
-    def _excluded(self, path: bytes) -> str | None:
         try:
-            os.lstat(os.path.join(self._g.root, path))
-        except OSError:
+            there = is_below(self._g.root, path)
+        except OSError as error:
+            self._found.problems.append(_problem(self._g, path, error))
+            return self._kept(row)
+        rule = self._excluded(row, path) if there else ""
+        if rule is None:
+            return self._kept(row)
+        verdict = Verdict.EXCLUDED if rule else Verdict.GONE
+        return Change(self._g.source.name, path, verdict, before=self._before(row), rule=rule)
+
+    def not_seen(self, item: Item, row: Row | None) -> tuple[Change, bool] | None:
+        """What the walk has to say besides the paths it saw: it keeps what is known there."""
+        if isinstance(item, Undecided):
+            # Folders below one such are covered by it.
+            if self._undecided is None or not _is_under(item.key, self._undecided):
+                self._undecided = item.key
+        elif isinstance(item, Unreadable):
+            self._found.problems.append(_problem(self._g, item.path, item.error))
+            self._unreadable = item.key
+        return self.rewritten(row) if self._g.rewrite and row is not None else None
+
+    def _kept(self, row: Row) -> Change | None:
+        change = self.rewritten(row) if self._g.rewrite else None
+        return change[0] if change else None
+
+    def _excluded(self, row: Row, path: bytes) -> str | None:
+        """The rule that leaves out what is there; None when none is known to, so that what is backed up of it stays."""
+        if self._undecided is not None and _is_under(row.key, self._undecided):
             return None
         self._found.excluded += 1
         if self._found.excluded > _EXPLAINED:
             return "excluded"
         last = why(self._g.root, path, self.options)[-1]
-        return last.reason if last.excluded else None
+        if last.excluded and not last.unknown:
+            return last.reason
+        self._found.excluded -= 1
+        message = last.reason if last.unknown else "it came, or came back, while its folder was read: it is left to the next run"
+        problem = Problem(self._g.source.name, path, message)
+        self._found.problems.append(problem)
+        self._g.progress.problem(problem)
+        return None
+
+
+def _is_under(key: bytes, folder: bytes) -> bool:
+    return not folder or key.startswith(folder + b"\0")
+
+
+def _rewrite(g: Gathering, key: bytes) -> tuple[Change, bool] | None:
+    """The name of this path written again under the content that the state has for it."""
+    known = g.state.get(key)
+    if known is None or known.hash is None:
+        return None
+    before = Before(known.entry.kind, known.entry.size, (known.hash,))
+    change = Change(g.source.name, known.entry.path, Verdict.REWRITE, known.entry, before=before)
+    return replace(change, hash=known.hash, sha256=known.sha256), False
 
 
 def _same_stat(entry: Entry, row: Row) -> bool:
-    return entry.ctime_ns == row.ctime_ns and entry.inode == row.inode and entry.mtime_ns == row.mtime_ns
+    stat = (wrapped(entry.ctime_ns), wrapped(entry.inode), wrapped(entry.mtime_ns))
+    return stat == (row.ctime_ns, row.inode, row.mtime_ns)
 
 
 def _racy(entry: Entry, scanned_ns: int) -> bool:
@@ -387,6 +421,9 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Ent
         entry, n = item.todo.entry, item.todo.n
         if item.sha256 is None:
             forget.append(n)
+            if g.rewrite and (change_and := _rewrite_clean(g, entry)):
+                # What cannot be read keeps its name, and a new owner writes that one, too.
+                g.scratch.add([change_and])
             if item.problem is not None:
                 problem = Problem(g.source.name, entry.path, item.problem)
                 found.problems.append(problem)
@@ -415,11 +452,18 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Ent
     return remember
 
 
+def _rewrite_clean(g: Gathering, entry: Entry) -> tuple[Change, bool] | None:
+    key = entry.path.replace(b"/", b"\0")
+    return None if g.state.is_dirty(key) else _rewrite(g, key)
+
+
 def _exists(root: int, path: bytes) -> bool:
     try:
         os.stat(path, dir_fd=root, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
     return True
 
 

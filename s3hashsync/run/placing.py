@@ -92,10 +92,13 @@ class Tally:
             self._unreachable = 0
         self._progress.advance(files, bytes_)
 
-    def kept(self) -> None:
-        """Something of that name appeared after the plan was made."""
+    def kept(self, step: RestoreStep) -> None:
+        """Something of that name appeared after the plan was made, or the target takes two names for one: what the plan promised
+        was not done, and that is said."""
         with self._lock:
             self.summary.files_kept += 1
+        message = "something of that name appeared during the restore and was left as it is"
+        self.problem(Problem(step.source, step.entry.path, message))
 
     def problem(self, problem: Problem, error: S3HashSyncError | None = None) -> None:
         """Raises `error` again when it says that nothing else will work either."""
@@ -216,7 +219,8 @@ class Placing:
     def _is_placed(self, step: RestoreStep, act: Callable[[], Outcome]) -> bool:
         outcomes: list[Outcome] = []
         self._alone(step, lambda: outcomes.append(act()))
-        self._tally.summary.files_kept += outcomes == [Outcome.KEPT]
+        if outcomes == [Outcome.KEPT]:
+            self._tally.kept(step)
         return outcomes == [Outcome.PLACED]
 
     def _link(self, step: LinkFile) -> None:
@@ -305,7 +309,7 @@ class Placing:
                 self._tally.placed(1, step.entry.size)
             else:
                 self._note_unusable(step)
-                self._tally.kept()
+                self._tally.kept(step)
 
     def _content(self, step: FileStep, placer: Placer, target: Target) -> Outcome:
         path, entry = step.entry.path, step.entry

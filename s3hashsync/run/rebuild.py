@@ -26,7 +26,16 @@ from s3hashsync.core.model import (
 )
 from s3hashsync.disk.state import UNKNOWN_TIME, Anchor, Known, State, key_of
 from s3hashsync.errors import Corrupt, Missing
-from s3hashsync.run.history import CHECKPOINT, Line, Present, Removed, newest_key, read_segment, segments_prefix
+from s3hashsync.run.history import (
+    CHECKPOINT,
+    Line,
+    Present,
+    Removed,
+    SegmentHeader,
+    newest_key,
+    read_segment,
+    segments_prefix,
+)
 from s3hashsync.run.lease import read_source
 from s3hashsync.run.progress import Progress
 from s3hashsync.run.repository import Repository
@@ -44,7 +53,8 @@ def rebuild_state(
     state.clear()
     if head:
         try:
-            from_logs(repository, state, source, head, progress)
+            if not from_logs(repository, state, source, head, progress):
+                state.set_note("rewrite", "1")
         except (Missing, Corrupt) as error:
             progress.note(f"the run logs cannot be read ({error.message}): rebuilding from the index instead")
             state.clear()
@@ -74,9 +84,12 @@ def rebuild_on_newest(repository: Repository, state: State, source: str, progres
     return chosen
 
 
-def from_logs(repository: Repository, state: State, source: str, head: str, progress: Progress) -> None:
-    """Replay the segments from the newest checkpoint on."""
-    segments = list(_since_checkpoint(repository, source, head))[::-1]
+def from_logs(repository: Repository, state: State, source: str, head: str, progress: Progress) -> bool:
+    """Replay the segments from the newest checkpoint on. Answers whether they all were written to this index and by the source's
+    present owner: where not, the names that they acknowledge may be missing in this index, or a write of the former owner may
+    still be under way, and the next run writes them again. (That run ends with a checkpoint: then they all are.)"""
+    headers = dict(_since_checkpoint(repository, source, head))
+    segments = list(headers)[::-1]
     progress.phase("reading run logs", len(segments), 0)
     for key in segments:
         header, lines = read_segment(repository.objects, key)
@@ -89,12 +102,17 @@ def from_logs(repository: Repository, state: State, source: str, head: str, prog
     for key in segments:
         _, lines = read_segment(repository.objects, key)
         _mark_unfinished(repository.index, state, source, (line for line in lines if line.was))
+    owner = read_source(repository.index, source)
+    return all(
+        header.incarnation == repository.identity.incarnation and (owner is None or header.host == owner.host)
+        for header in headers.values()
+    )
 
 
-def _since_checkpoint(repository: Repository, source: str, head: str) -> Iterator[str]:
-    """The keys of the segments that make up the state, newest first."""
+def _since_checkpoint(repository: Repository, source: str, head: str) -> Iterator[tuple[str, SegmentHeader]]:
+    """The segments that make up the state, newest first."""
     for key, header in segments_back(repository.objects, source, head):
-        yield key
+        yield key, header
         if header.kind == CHECKPOINT:
             return
 

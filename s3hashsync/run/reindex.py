@@ -24,7 +24,6 @@ from s3hashsync.core.model import (
     RecordState,
     Rev,
     StoredName,
-    object_stem,
 )
 from s3hashsync.core.plan import Problem
 from s3hashsync.disk.catalogue import Catalogue, Found
@@ -130,10 +129,7 @@ def _write_records(r: Rebuilder, catalogue: Catalogue, done: RebuiltIndex, probl
         live: list[Found] = []
         dead: list[Write] = []
         for found in batch:
-            content = found.content
-            there = isinstance(content.location, ObjectAt) and catalogue.has_version(
-                object_stem(content.hash), content.location.version
-            )
+            there = catalogue.is_there(found.content)
             if found.names and there:
                 live.append(found)
             elif found.names:

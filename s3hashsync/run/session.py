@@ -23,6 +23,7 @@ from s3hashsync.run.repository import Repository
 
 REWRITE_NOTE = "rewrite"
 CHECKPOINT_NOTE = "checkpoint"
+MOUNT_NOTE = "mount"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,11 @@ def _trust(
         state.set_anchor(Anchor(identity.id, identity.incarnation))
         return
     progress.note(f"the local state of {source} is missing or out of date: rebuilding it")
+    # A fact about the disk, whatever the repository says; only `rebuild` on purpose forgets it.
+    mount = state.note(MOUNT_NOTE)
     rebuild.rebuild_state(repository, state, source, head, progress)
+    if mount:
+        state.set_note(MOUNT_NOTE, mount)
 
 
 def _follows(repository: Repository, key: str, head: str) -> bool:
