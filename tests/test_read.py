@@ -276,3 +276,13 @@ def as_nobody(folder: bytes, work: Callable[[int], str]) -> str:
         answer = pipe.read()
     os.waitpid(child, 0)
     return answer
+
+
+def test_without_inodes_another_inode_is_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    facts = Facts.of(path.stat(), inode=False)
+    assert facts.inode is None
+    assert hash_file(os.fsencode(path), facts) == hashlib.sha256(b"content").digest()
+    with pytest.raises(ChangedUnderfoot):
+        hash_file(os.fsencode(path), Facts(7, facts.mtime_ns, path.stat().st_ino + 1))

@@ -28,17 +28,17 @@ _REPLACED = frozenset([errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, e
 
 
 class Facts(NamedTuple):
-    """What a file was when it was planned."""
+    """What a file was when it was planned. `inode` None: the file system gives a file another one each time (SMB, FAT, sshfs)."""
 
     size: int
     mtime_ns: int
-    inode: int
+    inode: int | None
 
     @staticmethod
-    def of(found: os.stat_result | Entry) -> Facts:
+    def of(found: os.stat_result | Entry, *, inode: bool = True) -> Facts:
         if isinstance(found, Entry):
-            return Facts(found.size, found.mtime_ns, found.inode)
-        return Facts(found.st_size, found.st_mtime_ns, found.st_ino)
+            return Facts(found.size, found.mtime_ns, found.inode if inode else None)
+        return Facts(found.st_size, found.st_mtime_ns, found.st_ino if inode else None)
 
 
 class StableFile:
@@ -103,7 +103,7 @@ class StableFile:
             now = os.stat(self._path, dir_fd=self._dir_fd, follow_symlinks=False)
         except OSError as error:
             raise self._changed(error.strerror or "it is gone") from None
-        if now.st_ino != self._expected.inode:
+        if self._expected.inode not in (None, now.st_ino):
             raise self._changed("it was replaced")
         self._verified = True
 
@@ -123,7 +123,7 @@ class StableFile:
         expected = self._expected
         if not stats.S_ISREG(now.st_mode):
             raise self._changed("it is no regular file any more")
-        if now.st_ino != expected.inode:
+        if expected.inode not in (None, now.st_ino):
             raise self._changed("it was replaced")
         if now.st_size != expected.size:
             raise self._changed(f"its size is {now.st_size}, it was {expected.size}")

@@ -19,7 +19,8 @@ from s3hashsync.core.plan import ExcludeName, Plan, PlanHeader, Problem, RemoveN
 from s3hashsync.disk.scratch import Scratch
 from s3hashsync.errors import Locked, Refused, UsageError
 from s3hashsync.run.executor import RunContext, SourceExecutor
-from s3hashsync.run.gather import Gathering, gather, look_up, note_mount
+from s3hashsync.run.gather import Gathering, gather, look_up
+from s3hashsync.run.guards import remember_mounts
 from s3hashsync.run.history import new_run_id, newest_key
 from s3hashsync.run.lease import Lease, SourceFacts, acquire, all_sources
 from s3hashsync.run.ledger import Ledger, Terms
@@ -221,7 +222,7 @@ def _settle_unchanged(
     state = session.state
     if state.note("checkpoint") == "1" or session.rewrite:
         _apply_source(job, session, header, iter(()), options, summary)
-    note_mount(state, is_mount=os.path.ismount(os.path.realpath(session.source.path)))
+    remember_mounts(session.source, state)
 
 
 def _apply_source(
@@ -259,14 +260,15 @@ def _apply_source(
         os.close(root)
         _add_up(summary, ledger, uploader, executor)
         summary.runs = (*summary.runs, lease.facts.run)
-    note_mount(session.state, is_mount=os.path.ismount(os.path.realpath(session.source.path)))
+    remember_mounts(session.source, session.state)
     return executor.problems
 
 
 def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptions) -> Lease:
     newest = newest_key(job.repository.objects, header.name)
     run = new_run_id(job.clock(), newest, job.entropy(4).hex())
-    facts = SourceFacts(header.name, job.config.host, run, session.state.anchor().head, int(job.clock()))
+    head = session.state.anchor().head
+    facts = SourceFacts(header.name, job.config.host, run, head, int(job.clock()), rewrite=session.rewrite)
     seen = session.facts.head if session.facts else ""
     lease, _ = acquire(job.repository.index, facts, job.entropy, seen=seen, take_over=options.take_over)
     return lease
@@ -278,7 +280,8 @@ def _workers(job: Job, session: Session, root: int) -> tuple[Ledger, Uploader]:
         settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
     )
     ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
-    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy)
+    inodes = "inode" in session.source.compare
+    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy, inodes)
     return ledger, Uploader(repository.objects, session.state, root, upload, job.progress, job.stop)
 
 

@@ -249,14 +249,17 @@ class SourceExecutor:
         c.state.set_anchor(before)
         c.lease.guard()
         store_segment(c.repository.objects, key, body)
-        c.lease.advance(key, int(c.now()), c.header.files, c.header.files_bytes)
+        rewrite = facts.rewrite and kind != CHECKPOINT
+        c.lease.advance(
+            replace(facts, head=key, updated=int(c.now()), files=c.header.files, size=c.header.files_bytes, rewrite=rewrite)
+        )
         return replace(before, head=key, pending="")
 
     def _checkpoint_if_due(self) -> None:
         """When more was logged than the source has entries, reading the log from the last checkpoint costs more than a new
         one."""
         state = self._c.state
-        forced = state.note("checkpoint") == "1" or state.note("rewrite") == "1"
+        forced = state.note("checkpoint") == "1" or state.note("rewrite") == "1" or self._c.lease.facts.rewrite
         logged = int(state.note("logged") or 0)
         if not forced and logged <= max(2 * state.count(), CHECKPOINT_FLOOR):
             return

@@ -23,10 +23,10 @@ from s3hashsync.disk.metadata import entry_from, same_metadata
 from s3hashsync.disk.read import Facts, hash_file
 from s3hashsync.disk.scratch import Scratch, ToHash
 from s3hashsync.disk.state import FILE_NUMBER, Row, State, kind_of, number_of, wrapped
-from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, check_root, is_below, walk, why
-from s3hashsync.errors import ChangedUnderfoot, Refused
+from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, is_below, walk, why
+from s3hashsync.errors import ChangedUnderfoot
+from s3hashsync.run.guards import MountPoints, check_inside, check_source
 from s3hashsync.run.progress import Progress, Stop
-from s3hashsync.run.session import MOUNT_NOTE
 from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
@@ -82,30 +82,6 @@ def walk_options(source: SourceSettings) -> WalkOptions:
     )
 
 
-def check_source(source: SourceSettings, state: State) -> bool:
-    """The guards before anything is compared; answers whether the root is a mount point."""
-    facts = check_root(os.fsencode(source.path))
-    files = state.count_files()
-    backed_up = f", but {files:,} files are backed up from it" if files else ""
-    if state.note(MOUNT_NOTE) == "1" and not facts.is_mount:
-        raise Refused(
-            f"{source.path} is no longer a mount point{backed_up}",
-            f"is the disk mounted? if the source has moved for good: s3hashsync rebuild {source.name}",
-        )
-    if facts.empty and not source.allow_empty:
-        raise Refused(
-            f"{source.path} is empty{backed_up}",
-            f"is the disk mounted? to back up an empty folder on purpose: allow_empty: true in source {source.name}",
-        )
-    return facts.is_mount
-
-
-def note_mount(state: State, *, is_mount: bool) -> None:
-    """Remember after a finished run that the root is a mount point, so that an unmounted disk is noticed."""
-    if (state.note(MOUNT_NOTE) == "1") != is_mount:
-        state.set_note(MOUNT_NOTE, "1" if is_mount else "0")
-
-
 def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
     """Fill the scratch with the changes of one source. Raises `Refused` for a root that is not as it should be."""
     check_source(g.source, g.state)
@@ -153,6 +129,7 @@ def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
     rows = g.state.rows()
     row = next(rows, None)
     judge = _Judge(g, found, remembered=g.state.has_found())
+    mounts = MountPoints()
     for item in walk(g.root, judge.options):
         key = item.key
         while row is not None and row.key < key:
@@ -168,6 +145,7 @@ def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
             found.entries += 1
             if not found.entries % 5000:
                 g.progress.advance(5000, 0)
+            mounts.see(item)
             change_and = judge.seen(item, same)
         if change_and:
             yield change_and
@@ -175,6 +153,7 @@ def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
         if change := judge.gone(row):
             yield change, False
         row = next(rows, None)
+    check_inside(g.source, g.state, mounts, judge.options)
 
 
 class _Judge:
@@ -397,11 +376,12 @@ def _groups(todo: Iterable[ToHash]) -> Iterator[list[ToHash]]:
 
 def _hash_group(g: Gathering, root: int, group: list[ToHash]) -> list[_Hashed]:
     out = []
+    inode = "inode" in g.source.compare
     for todo in group:
         if g.stop:
             break
         try:
-            out.append(_Hashed(todo, hash_file(todo.entry.path, Facts.of(todo.entry), dir_fd=root)))
+            out.append(_Hashed(todo, hash_file(todo.entry.path, Facts.of(todo.entry, inode=inode), dir_fd=root)))
         except ChangedUnderfoot as error:
             # A file that was deleted between scan and hash is not a problem: the next run removes it.
             out.append(_Hashed(todo, None, error.message if _exists(root, todo.entry.path) else None))

@@ -8,7 +8,7 @@ it writes them, and because the first run of a new owner writes every name that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3hashsync.core.model import Control, Rev
 from s3hashsync.errors import Corrupt, Locked
@@ -20,7 +20,7 @@ PREFIX = "source:"
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
     """What the repository knows of a source. `head` is the key of its newest run-log segment ("" before the first); `updated`
-    in epoch seconds."""
+    in epoch seconds. `rewrite`: a run was to write every name again (new owner, older table) and has not finished that."""
 
     name: str
     host: str
@@ -29,6 +29,7 @@ class SourceFacts:
     updated: int
     files: int = 0
     size: int = 0
+    rewrite: bool = False
 
 
 def read_source(index: IndexReader, name: str) -> SourceFacts | None:
@@ -59,6 +60,7 @@ def _facts(item: Control) -> SourceFacts:
         updated=int(item.get("updated", "0")),
         files=int(item.get("files", "0")),
         size=int(item.get("size", "0")),
+        rewrite=item.get("rewrite") == "1",
     )
 
 
@@ -81,9 +83,8 @@ class Lease:
                 "nothing acknowledged is lost; decide which host backs this source up and run apply there",
             )
 
-    def advance(self, head: str, updated: int, files: int, size: int) -> None:
+    def advance(self, facts: SourceFacts) -> None:
         """Move the head of the run logs: raises `Locked` when the source is no longer ours."""
-        facts = SourceFacts(self.facts.name, self.facts.host, self.facts.run, head, updated, files, size)
         self._rev = write_facts(self._index, facts, self._rev, self._entropy)
         self.facts = facts
 
@@ -119,7 +120,7 @@ def acquire(
         raise Locked(
             f"source {wanted.name} was backed up by {now.host} since this run looked at it", "run the same command again"
         )
-    facts = SourceFacts(wanted.name, wanted.host, wanted.run, wanted.head, wanted.updated, now.files, now.size)
+    facts = replace(wanted, files=now.files, size=now.size, rewrite=wanted.rewrite or now.rewrite)
     return Lease(index, facts, write_facts(index, facts, item.rev, entropy), entropy), foreign
 
 
@@ -133,6 +134,7 @@ def write_facts(index: Index, facts: SourceFacts, expects: Rev | None, entropy: 
         ("updated", str(facts.updated)),
         ("files", str(facts.files)),
         ("size", str(facts.size)),
+        ("rewrite", "1" if facts.rewrite else "0"),
     )
     (outcome,) = index.write([Write(Control(PREFIX + facts.name, rev, fields), expects)])
     if not outcome.written:

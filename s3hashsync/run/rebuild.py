@@ -103,6 +103,8 @@ def from_logs(repository: Repository, state: State, source: str, head: str, prog
         _, lines = read_segment(repository.objects, key)
         _mark_unfinished(repository.index, state, source, (line for line in lines if line.was))
     owner = read_source(repository.index, source)
+    if owner is not None and owner.rewrite:
+        return False
     return all(
         header.incarnation == repository.identity.incarnation and (owner is None or header.host == owner.host)
         for header in headers.values()

@@ -13,7 +13,7 @@ from s3hashsync.codec import plan_file
 from s3hashsync.core.plan import Plan, Step, total
 from s3hashsync.errors import Refused, S3HashSyncError
 from s3hashsync.run.backup import Job, Planned, chosen_sources, mass_changes
-from s3hashsync.run.gather import check_source
+from s3hashsync.run.guards import check_source
 from s3hashsync.run.session import open_session
 
 

@@ -16,6 +16,7 @@ from s3hashsync.disk.lock import HostLock
 from s3hashsync.disk.state import Anchor, State
 from s3hashsync.errors import Corrupt, Missing, Refused, S3HashSyncError
 from s3hashsync.run import rebuild
+from s3hashsync.run.guards import kept_facts
 from s3hashsync.run.history import newest_key, read_header, segments_prefix
 from s3hashsync.run.lease import SourceFacts, read_source
 from s3hashsync.run.progress import Progress
@@ -23,7 +24,6 @@ from s3hashsync.run.repository import Repository
 
 REWRITE_NOTE = "rewrite"
 CHECKPOINT_NOTE = "checkpoint"
-MOUNT_NOTE = "mount"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Session:
     @property
     def rewrite(self) -> bool:
         """Whether the next apply writes every name that it keeps."""
-        return self.foreign or self.state.note(REWRITE_NOTE) == "1"
+        return self.foreign or self.state.note(REWRITE_NOTE) == "1" or (self.facts is not None and self.facts.rewrite)
 
 
 @contextmanager
@@ -121,11 +121,10 @@ def _trust(
         state.set_anchor(Anchor(identity.id, identity.incarnation))
         return
     progress.note(f"the local state of {source} is missing or out of date: rebuilding it")
-    # A fact about the disk, whatever the repository says; only `rebuild` on purpose forgets it.
-    mount = state.note(MOUNT_NOTE)
+    facts_of_the_disk = kept_facts(state)
     rebuild.rebuild_state(repository, state, source, head, progress)
-    if mount:
-        state.set_note(MOUNT_NOTE, mount)
+    for name, value in facts_of_the_disk.items():
+        state.set_note(name, value)
 
 
 def _follows(repository: Repository, key: str, head: str) -> bool:

@@ -183,7 +183,7 @@ class Uploader:
         return encode(content)
 
     def _open(self, candidate: Candidate) -> StableFile:
-        return open_stable(candidate.entry.path, Facts.of(candidate.entry), dir_fd=self._root)
+        return open_stable(candidate.entry.path, Facts.of(candidate.entry, inode=self._settings.inodes), dir_fd=self._root)
 
     @contextmanager
     def _hashing(self, candidate: Candidate) -> Iterator[Iterator[bytes]]:
@@ -238,12 +238,13 @@ class Uploader:
 
 @dataclass(frozen=True, slots=True)
 class UploadSettings:
-    """How contents are stored. `now` in whole epoch seconds."""
+    """How contents are stored. `now` in whole epoch seconds; `inodes`: whether the source's inodes mean anything."""
 
     storage_class: str
     threads: int
     now: Callable[[], int]
     entropy: Callable[[int], bytes]
+    inodes: bool = True
 
 
 class _Budget:
