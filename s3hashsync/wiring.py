@@ -107,6 +107,8 @@ def _objects(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool)
             store = LocalObjects(url.path, create=create)
         except Missing as error:
             hint = "is the disk mounted? s3hashsync init makes a new repository"
+            if create:
+                hint = "the folder above it is missing: is the disk mounted? otherwise make that folder first"
             raise NoRepository(f"there is no repository at {url.path}", hint) from error
         stack.callback(store.close)
         store.tidy()

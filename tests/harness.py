@@ -26,7 +26,8 @@ from s3hashsync.config import Config, FolderUrl, SourceSettings, SqliteUrl
 from s3hashsync.config.model import RepositorySettings
 from s3hashsync.core.model import ContentHash, Kind, Overflow, Record, RecordState, object_stem
 from s3hashsync.core.plan import Problem, Step, Totals
-from s3hashsync.disk.state import State, key_of
+from s3hashsync.disk.state import State
+from s3hashsync.disk.state_rows import key_of
 from s3hashsync.run import backup
 from s3hashsync.run.history import CHECKPOINT, Present, Removed, read_header, read_segment
 from s3hashsync.run.lease import read_source

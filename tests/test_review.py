@@ -18,7 +18,8 @@ from s3hashsync.core.model import Content, ContentHash, Entry, Kind, ObjectAt, S
 from s3hashsync.core.plan import AddName, RemoveName, StoreContent
 from s3hashsync.disk import folder, metadata, tree
 from s3hashsync.disk.catalogue import Catalogue
-from s3hashsync.disk.state import Known, State
+from s3hashsync.disk.state import State
+from s3hashsync.disk.state_rows import Known
 from s3hashsync.disk.tree import is_below
 from s3hashsync.errors import Refused
 from s3hashsync.run import backup, gather, saved_plan

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from s3hashsync.core.model import Content, ContentHash, Entry, Kind, ObjectAt, Rev, Sha256
-from s3hashsync.disk.state import Anchor, Known, OpenAttempt, State, key_of, path_of
+from s3hashsync.disk.state import Anchor, OpenAttempt, State
+from s3hashsync.disk.state_rows import Known, key_of, path_of
 from s3hashsync.disk.tree import Seen, walk
 from s3hashsync.errors import Corrupt
 from s3hashsync.run.gather import walk_options

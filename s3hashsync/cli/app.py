@@ -6,15 +6,16 @@ themselves on `cli`.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import FrameType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
 import click
 
@@ -60,7 +61,8 @@ class Context:
 
     @property
     def interactive(self) -> bool:
-        return sys.stdin.isatty() and sys.stdout.isatty() and not self.as_json
+        # Python has None where a stream was closed by the caller (`<&-`).
+        return all(s is not None and s.isatty() for s in (sys.stdin, sys.stdout)) and not self.as_json
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)
@@ -143,27 +145,65 @@ def entry_point() -> None:
 def run(arguments: list[str], context: Context) -> int:
     """The exit code of one command line; everything that can go wrong has been said."""
     try:
+        return _run(arguments, context)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough.
+        _drop_output(sys.stdout)
+    except OSError as error:
+        # The disk behind `> file` is full, or the system refuses something that no layer below expected.
+        _failed(context, _unexpected(error))
+    return int(ExitCode.ERROR)
+
+
+def _failed(context: Context, error: S3HashSyncError) -> int:
+    """Says it, wherever it still can be said; the exit code stays what it is."""
+    for as_json in (True, False) if context.as_json else (False,):
+        try:
+            (context.output if as_json else Output(as_json=False, verbosity=0)).failure(error)
+            break
+        except OSError:
+            _drop_output(sys.stdout if as_json else sys.stderr)
+    # What could not be written before would make the exit fail.
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_output(sys.stdout)
+    return int(error.exit_code)
+
+
+def _drop_output(stream: TextIO) -> None:
+    """Flushing what is left at exit would fail once more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _unexpected(error: OSError) -> S3HashSyncError:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return S3HashSyncError("the working folder is not there any more", "change to another folder")
+    where = f"{error.filename}: " if error.filename is not None else ""
+    hint = "is the disk full to which the output is written?" if error.errno == errno.ENOSPC else None
+    return S3HashSyncError(f"{where}{error.strerror or error}", hint)
+
+
+def _run(arguments: list[str], context: Context) -> int:
+    try:
         cli.main(arguments, prog_name="s3hashsync", obj=context, standalone_mode=False)
     except S3HashSyncError as error:
-        context.output.failure(error)
-        return int(error.exit_code)
+        return _failed(context, error)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return int(ExitCode.USAGE)
     except click.Abort:
-        context.output.failure(Interrupted("aborted: nothing was done"))
-        return int(ExitCode.INTERRUPTED)
+        return _failed(context, Interrupted("aborted: nothing was done"))
     except click.ClickException as error:
         _usage(context, error)
         # There 2 means "changes": a mistyped option must not look like a plan.
         return int(ExitCode.ERROR if "--detailed-exitcode" in arguments else ExitCode.USAGE)
     except KeyboardInterrupt:
-        context.output.failure(Interrupted("interrupted", "run the same command again: it goes on where it stopped"))
-        return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (`| head`) has seen enough; flushing at exit would fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.ERROR)
+        return _failed(context, Interrupted("interrupted", "run the same command again: it goes on where it stopped"))
     return int(context.exit_code)
 
 
@@ -173,7 +213,7 @@ def _usage(context: Context, error: click.ClickException) -> None:
         hint = f"{error.ctx.command_path} --help"
     failure = S3HashSyncError(error.format_message(), hint)
     failure.exit_code = ExitCode.USAGE
-    context.output.failure(failure)
+    _failed(context, failure)
 
 
 def _listen(stop: Stop) -> None:

@@ -8,6 +8,7 @@ import click
 
 from s3hashsync.cli.app import Context, common, pass_context
 from s3hashsync.cli.output import Output, duration_text, plural, size_text
+from s3hashsync.cli.overlap import overlaps
 from s3hashsync.cli.progress import Shown
 from s3hashsync.cli.render import emit_plan, print_plan, totals_fields
 from s3hashsync.core.plan import Plan, Problem
@@ -43,13 +44,35 @@ def plan_command(context: Context, sources: tuple[str, ...], out: str | None, de
 
 
 def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
-    with context.job("plan") as (job, progress), backup.planned(job, sources) as work:
+    if out:
+        _check_out(out)
+    with context.job("plan") as (job, progress):
+        _warn_of_overlaps(context, job)
+        return _planned(context, job, progress, sources, out)
+
+
+def _planned(context: Context, job: Job, progress: Shown, sources: tuple[str, ...], out: str | None) -> Plan:
+    with backup.planned(job, sources) as work:
         progress.stop()
         _show(context.output, work)
         if out:
             saved_plan.save(work.plan, out)
             context.output.info(f"Saved to {out}. To take exactly these steps: s3hashsync apply {out}")
         return work.plan
+
+
+def _warn_of_overlaps(context: Context, job: Job) -> None:
+    for held in overlaps(job.config, os.environ):
+        context.output.warning(held)
+
+
+def _check_out(out: str) -> None:
+    """Before hours of hashing, not after. A device would be replaced by the file, for a plan is renamed to its name."""
+    folder = os.path.dirname(out) or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"cannot write the plan {out}: there is no folder {folder}", "choose another --out FILE")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UsageError(f"cannot write the plan {out}: it is there, and is no file", "choose another --out FILE")
 
 
 def _show(output: Output, work: Planned) -> None:
@@ -81,6 +104,7 @@ def apply_command(
     """Plan and apply, or apply a saved plan."""
     with context.job("backup") as (job, progress):
         refuse_what_breaks(job, os.environ)
+        _warn_of_overlaps(context, job)
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
         if file is not None:
@@ -98,9 +122,14 @@ def apply_command(
 
 def _plan_file(job: Job, what: tuple[str, ...]) -> str | None:
     """The saved plan that is meant, unless every word is a source. A source wins over a file of the same name."""
-    if len(what) == 1 and what[0] not in {source.name for source in job.config.sources} and os.path.isfile(what[0]):
-        return what[0]
-    return None
+    names = sorted(source.name for source in job.config.sources)
+    if len(what) != 1 or what[0] in names:
+        return None
+    if not os.path.isfile(what[0]):
+        raise UsageError(
+            f"{what[0]!r} is neither a source in {job.config.file} nor a saved plan", f"the sources are: {', '.join(names)}"
+        )
+    return what[0]
 
 
 def _confirm(context: Context) -> None:

@@ -76,7 +76,9 @@ class Output:
             return
         if isinstance(error, ConfigError):
             for fault in error.faults:
-                click.echo(f"{click.style('error:', fg='red')} {error.file}:{fault}", err=True)
+                # `file:line:column:` without spaces is what editors jump to; without a line it is only a name.
+                gap = "" if fault.line else " "
+                click.echo(f"{click.style('error:', fg='red')} {error.file}:{gap}{fault}", err=True)
                 if fault.hint:
                     click.echo(f"{click.style('hint:', fg='cyan')} {fault.hint}", err=True)
             return

@@ -64,16 +64,16 @@ def print_plan(output: Output, plan: Plan) -> None:
                 output.info(line)
     for name in plan.header.unconfigured:
         output.info(f"note: source {name} is in the repository but not in the configuration; it is kept as it is")
-    output.text(totals_line(plan.totals))
+    output.text(totals_line(plan.totals, complete=not plan.problems))
 
 
 def _of(plan: Plan, source: str) -> Iterator[Step]:
     return (step for step in plan.steps() if step.source == source)
 
 
-def totals_line(totals: Totals) -> str:
+def totals_line(totals: Totals, *, complete: bool) -> str:
     if not totals.steps:
-        return "No changes: the backup is up to date."
+        return "No changes: the backup is up to date." if complete else "No changes in what could be read."
     parts = [
         (totals.add, "add"),
         (totals.change, "change"),

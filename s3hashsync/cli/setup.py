@@ -10,6 +10,7 @@ from click.shell_completion import get_completion_class
 
 from s3hashsync.cli.app import Context, cli, common, pass_context
 from s3hashsync.cli.output import Output, plural
+from s3hashsync.cli.overlap import overlaps
 from s3hashsync.cli.progress import Shown
 from s3hashsync.config import Config, FolderUrl, S3Url, schema_text
 from s3hashsync.core.ignore import dead_negations
@@ -94,6 +95,7 @@ def doctor_command(context: Context) -> None:
         findings.append(
             ("ok" if there else "warning", f"source {source.name}: {source.path} is {'there' if there else 'missing'}", None)
         )
+    findings.extend(("warning", held, None) for held in overlaps(config, os.environ))
     _report(output, findings)
     _refuse(findings)
     warnings = sum(severity == "warning" for severity, _, _ in findings)
@@ -109,6 +111,8 @@ def validate_command(context: Context) -> None:
     for source in config.sources:
         for dead in dead_negations(source.exclude):
             output.warning(f"source {source.name}: {dead}")
+    for held in overlaps(config, os.environ):
+        output.warning(held)
     output.message("validated", file=config.file, sources=[source.name for source in config.sources])
     output.info(f"{config.file} is valid: {plural(len(config.sources), 'source')}.")
 

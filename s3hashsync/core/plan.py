@@ -27,7 +27,7 @@ class Reason(Enum):
     METADATA = "metadata changed"
     DELETED = "deleted"
     EXCLUDED = "excluded"
-    UNCONFIRMED = "left unconfirmed by an interrupted run"
+    UNCONFIRMED = "left unconfirmed by an earlier run"
     TAKE_OVER = "written again for a new owner or a new index"
 
 

@@ -8,18 +8,15 @@ Rows are keyed by the path with NUL for slash, so that SQLite's byte order is th
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
-from s3hashsync.codec.location import decode_location, encode_location
-from s3hashsync.core.model import Content, ContentHash, Entry, Kind, Rev, Sha256
+from s3hashsync.core.model import Content, ContentHash, Entry, Rev, Sha256
+from s3hashsync.disk.state_rows import FILE_NUMBER, Known, Row, content_from, content_row, file_row, key_of, known_from, wrapped
 from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
 
 SCHEMA_VERSION = 1
@@ -42,54 +39,6 @@ CREATE TABLE contents (
 ) WITHOUT ROWID;
 CREATE TABLE attempts (hash BLOB PRIMARY KEY, id TEXT NOT NULL, expects BLOB, token TEXT NOT NULL) WITHOUT ROWID;
 """
-
-_KINDS = tuple(Kind)
-_KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
-FILE_NUMBER = _KIND_NUMBER[Kind.FILE]
-_HALF = 1 << 63
-UNKNOWN_TIME = -(1 << 62)
-"""The mtime of a row that was rebuilt from the index: no file has it, so the file is hashed once."""
-
-
-class Row(NamedTuple):
-    """What comparing needs of one path; `kind` is a number (`kind_of`), `dirty` whether a run left it unconfirmed."""
-
-    key: bytes
-    kind: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    racy: int
-    hash: ContentHash | None
-    dirty: int
-
-
-def kind_of(number: int) -> Kind:
-    return _KINDS[number]
-
-
-def number_of(kind: Kind) -> int:
-    return _KIND_NUMBER[kind]
-
-
-def key_of(path: bytes) -> bytes:
-    return path.replace(b"/", b"\0")
-
-
-def path_of(key: bytes) -> bytes:
-    return key.replace(b"\0", b"/")
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A path of the state with all that is known of it."""
-
-    entry: Entry
-    hash: ContentHash | None
-    sha256: Sha256 | None
-    racy: bool = False
-
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
@@ -189,13 +138,13 @@ class State:
     def get(self, key: bytes) -> Known | None:
         with _translated(self._path):
             row = self._db.execute("SELECT * FROM files WHERE key = ?", (key,)).fetchone()
-        return _known(row) if row else None
+        return known_from(row) if row else None
 
     def content(self, hash_: ContentHash) -> Content | None:
         """Where a content lies, as it was when its name was last written."""
         with _translated(self._path):
             row = self._db.execute("SELECT * FROM contents WHERE hash = ?", (hash_,)).fetchone()
-        return _content(row) if row else None
+        return content_from(row) if row else None
 
     def all_known(self) -> Iterator[tuple[Known, Content | None]]:
         """Everything, by key, with the location of each content: what a checkpoint holds."""
@@ -204,7 +153,7 @@ class State:
             cursor.execute("SELECT files.*, contents.* FROM files LEFT JOIN contents ON contents.hash = files.hash ORDER BY key")
             while batch := cursor.fetchmany(1000):
                 for row in batch:
-                    yield _known(row[:15]), _content(row[15:]) if row[15] is not None else None
+                    yield known_from(row[:15]), content_from(row[15:]) if row[15] is not None else None
 
     def dirty_hashes(self, key: bytes) -> tuple[ContentHash, ...]:
         with _translated(self._path):
@@ -238,9 +187,9 @@ class State:
         """Write rows wholesale, for a rebuild."""
         with self._transaction():
             for known, content in rows:
-                self._db.execute(_PUT_FILE, _file_row(known))
+                self._db.execute(_PUT_FILE, file_row(known))
                 if content is not None:
-                    self._db.execute(_PUT_CONTENT, _content_row(content))
+                    self._db.execute(_PUT_CONTENT, content_row(content))
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Take rows out, for a rebuild that replays removals."""
@@ -280,9 +229,9 @@ class State:
                 keys = [(key_of(known.entry.path),) for known, _ in rows]
                 # A content once, however many of these paths hold it.
                 contents = {content.hash: content for _, content in rows if content is not None}
-                self._db.executemany(_PUT_FILE, [_file_row(known) for known, _ in rows])
+                self._db.executemany(_PUT_FILE, [file_row(known) for known, _ in rows])
                 self._delete(("dirty", "hashed"), keys)
-                self._db.executemany(_PUT_CONTENT, map(_content_row, contents.values()))
+                self._db.executemany(_PUT_CONTENT, map(content_row, contents.values()))
                 self._db.executemany("DELETE FROM attempts WHERE hash = ?", [(hash_,) for hash_ in contents])
             self._delete(("files", "dirty", "hashed"), [(key,) for key in absent])
             self._db.executemany(
@@ -340,93 +289,6 @@ def _pages(present: Iterable[tuple[Known, Content | None]]) -> Iterator[list[tup
     rows = iter(present)
     while page := list(islice(rows, _PAGE)):
         yield page
-
-
-def _file_row(known: Known) -> tuple[object, ...]:
-    e = known.entry
-    return (
-        key_of(e.path),
-        _KIND_NUMBER[e.kind],
-        e.size,
-        wrapped(e.mtime_ns),
-        wrapped(e.ctime_ns),
-        wrapped(e.inode),
-        wrapped(e.device),
-        e.mode,
-        e.uid,
-        e.gid,
-        e.links,
-        int(known.racy),
-        known.hash,
-        # Without encryption the hash is the SHA-256: kept once.
-        None if known.hash is not None and known.sha256 == bytes(known.hash) else known.sha256,
-        _extra(e),
-    )
-
-
-def wrapped(number: int) -> int:
-    """As SQLite can hold it: its integers have 64 bits with a sign. Inodes and devices of some file systems use the highest bit,
-    and a time beyond the year 2262 has more nanoseconds; what does not fit wraps around."""
-    return number if -_HALF <= number < _HALF else (number + _HALF) % (2 * _HALF) - _HALF
-
-
-def _extra(entry: Entry) -> str | None:
-    extra: dict[str, object] = {}
-    if wrapped(entry.mtime_ns) != entry.mtime_ns:
-        extra["mtime"] = entry.mtime_ns
-    if entry.rdev:
-        extra["rdev"] = entry.rdev
-    if entry.target is not None:
-        extra["target"] = b64encode(entry.target).decode("ascii")
-    if entry.xattrs:
-        extra["xattrs"] = [[b64encode(n).decode("ascii"), b64encode(v).decode("ascii")] for n, v in entry.xattrs]
-    if entry.sparse:
-        extra["sparse"] = True
-    return json.dumps(extra) if extra else None
-
-
-def _known(row: Sequence[object]) -> Known:
-    key, kind, size, mtime, ctime, inode, device, mode, uid, gid, links, racy, hash_, sha256, extra = row
-    more = json.loads(extra) if isinstance(extra, str) else {}
-    target = more.get("target")
-    entry = Entry(
-        path=path_of(key),  # type: ignore[arg-type]
-        kind=_KINDS[kind],  # type: ignore[call-overload]
-        size=size,  # type: ignore[arg-type]
-        mtime_ns=more.get("mtime", mtime),
-        ctime_ns=ctime,  # type: ignore[arg-type]
-        inode=inode % (2 * _HALF),  # type: ignore[operator]
-        device=device % (2 * _HALF),  # type: ignore[operator]
-        mode=mode,  # type: ignore[arg-type]
-        uid=uid,  # type: ignore[arg-type]
-        gid=gid,  # type: ignore[arg-type]
-        links=links,  # type: ignore[arg-type]
-        rdev=more.get("rdev", 0),
-        target=b64decode(target) if target is not None else None,
-        xattrs=tuple((b64decode(n), b64decode(v)) for n, v in more.get("xattrs", [])),
-        sparse=more.get("sparse", False),
-    )
-    return Known(entry, hash_, sha256 if sha256 is not None else hash_, bool(racy))  # type: ignore[arg-type]
-
-
-def _content_row(content: Content) -> tuple[object, ...]:
-    return (
-        content.hash,
-        content.size,
-        content.stored,
-        content.stored_at,
-        content.storage_class,
-        content.checksum,
-        content.encoding,
-        encode_location(content.location),
-    )
-
-
-def _content(row: Sequence[object]) -> Content:
-    hash_, size, stored, stored_at, class_, checksum, encoding, location = row
-    return Content(
-        hash_, size, stored, stored_at, class_, checksum, encoding, decode_location(str(location))  # type: ignore[arg-type]
-    )
 
 
 @contextmanager

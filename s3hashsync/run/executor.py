@@ -36,7 +36,8 @@ from s3hashsync.core.plan import (
     UpdateMetadata,
     path_of,
 )
-from s3hashsync.disk.state import Anchor, Known, State, key_of
+from s3hashsync.disk.state import Anchor, State
+from s3hashsync.disk.state_rows import Known, key_of
 from s3hashsync.errors import Interrupted, S3HashSyncError
 from s3hashsync.run.history import (
     CHANGES,

@@ -22,7 +22,8 @@ from s3hashsync.core.plan import Problem, SourceHeader
 from s3hashsync.disk.metadata import entry_from, same_metadata
 from s3hashsync.disk.read import Facts, hash_file
 from s3hashsync.disk.scratch import Scratch, ToHash
-from s3hashsync.disk.state import FILE_NUMBER, Row, State, kind_of, number_of, wrapped
+from s3hashsync.disk.state import State
+from s3hashsync.disk.state_rows import FILE_NUMBER, Row, kind_of, number_of, wrapped
 from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, is_below, walk, why
 from s3hashsync.errors import ChangedUnderfoot
 from s3hashsync.run.guards import MountPoints, check_inside, check_source

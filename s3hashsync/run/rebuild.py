@@ -24,7 +24,8 @@ from s3hashsync.core.model import (
     Sha256,
     StoredName,
 )
-from s3hashsync.disk.state import UNKNOWN_TIME, Anchor, Known, State, key_of
+from s3hashsync.disk.state import Anchor, State
+from s3hashsync.disk.state_rows import UNKNOWN_TIME, Known, key_of
 from s3hashsync.errors import Corrupt, Missing
 from s3hashsync.run.history import (
     CHECKPOINT,

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from s3hashsync.codec import plan_file
 from s3hashsync.core.plan import Plan, Step, total
-from s3hashsync.errors import Refused, S3HashSyncError
+from s3hashsync.errors import Corrupt, Refused, S3HashSyncError
 from s3hashsync.run.backup import Job, Planned, chosen_sources, mass_changes
 from s3hashsync.run.guards import check_source
 from s3hashsync.run.session import open_session
@@ -39,7 +39,10 @@ def load(path: str) -> Plan:
         with open(path, "rb") as source:
             header, problems = plan_file.read_header(source)
     except OSError as error:
-        raise S3HashSyncError(f"cannot read the plan {path}: {error.strerror}", "make one: plan --out FILE") from error
+        hint = "make one: s3hashsync plan --out FILE"
+        raise S3HashSyncError(f"cannot read the plan {path}: {error.strerror}", hint) from error
+    except Corrupt as error:
+        raise Corrupt(f"{path}: {error.message}", error.hint) from error
 
     def steps() -> Iterator[Step]:
         with open(path, "rb") as source:

@@ -79,7 +79,7 @@ def find_head(repository: Repository, source: str) -> str:
 
 
 def _unknown(repository: Repository, source: str) -> UsageError:
-    others = known_sources(repository)
+    others = [name for name in known_sources(repository) if name != source]
     hint = f"the sources are: {', '.join(others)}" if others else "nothing was backed up to it yet"
     return UsageError(f"there is no backup of a source {source!r} in this repository", hint)
 

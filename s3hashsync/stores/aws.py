@@ -91,12 +91,19 @@ class Aws:
     def _client(self, service: str, endpoint: str | None, s3: dict[str, Any]) -> Any:
         region = self._session.region_name
         elsewhere = endpoint is not None or service == "s3"
-        return self._session.client(
-            service,
-            region_name=region or (DEFAULT_REGION_ELSEWHERE if elsewhere else None),
-            endpoint_url=endpoint,
-            config=_config(self._settings, s3),
-        )
+        try:
+            return self._session.client(
+                service,
+                region_name=region or (DEFAULT_REGION_ELSEWHERE if elsewhere else None),
+                endpoint_url=endpoint,
+                config=_config(self._settings, s3),
+            )
+        except ValueError as error:
+            if isinstance(error, botocore.exceptions.BotoCoreError):
+                raise
+            # botocore's own, for an endpoint from the environment or a profile that is no address at all.
+            hint = "write https://server or http://server:port in `endpoints` or AWS_ENDPOINT_URL"
+            raise StoreError(f"setting up the connection to {service}: {_brief(error)}", hint) from error
 
 
 def connect(settings: AwsSettings) -> Aws:
@@ -285,6 +292,8 @@ def from_answer(response: Any, doing: str) -> S3HashSyncError:
         return Unsupported(said, "the server does not know this operation")
     if code in _MISSING or (code == "InvalidArgument" and "version id" in said.lower()):
         return Missing(said)
+    if code.isdigit() and status == 400:
+        return StoreError(said, "the server gave no reason: is the region right, and the endpoint? does the bucket exist?")
     return StoreError(said)
 
 
@@ -329,6 +338,8 @@ def _from_library(error: Exception, doing: str) -> S3HashSyncError:
         return StoreError(said, "set `region` in the repository's settings, or AWS_REGION")
     if isinstance(error, botocore.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
         return StoreError(said, "the server's certificate is not trusted: set AWS_CA_BUNDLE, or correct the endpoint")
+    if isinstance(error, botocore.exceptions.SSLError):
+        return StoreError(said, "no TLS could be agreed on: is the endpoint right, and is it http:// that the server speaks?")
     if isinstance(error, botocore.exceptions.FlexibleChecksumError | botocore.exceptions.ChecksumError):
         return Unreachable(f"{doing}: the bytes were damaged on the way ({_brief(error)})")
     if isinstance(error, botocore.exceptions.EndpointConnectionError | botocore.exceptions.ConnectTimeoutError):

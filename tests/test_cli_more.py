@@ -1,0 +1,156 @@
+"""What people run into by accident: odd streams, odd places for output, and sources that hold the program's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.program import Program
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    made = Program(tmp_path)
+    made("init")
+    return made
+
+
+def redirected(program: Program, command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The program behind a shell's redirections; `s3hashsync` stands for it."""
+    line = command.replace("s3hashsync", f"{sys.executable} -m s3hashsync", 1)
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=cwd or program.base, env=program.environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+
+
+@full
+@pytest.mark.parametrize("words", ["plan", "--json plan", "apply --yes", "schema", "--help", "validate"])
+def test_output_that_cannot_be_written_is_an_error(program: Program, words: str) -> None:
+    done = redirected(program, f"s3hashsync {words} > /dev/full")
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+
+
+@full
+def test_a_message_that_cannot_be_written_does_not_change_the_code(program: Program) -> None:
+    assert redirected(program, "s3hashsync plan nosuch 2> /dev/full").returncode == 2
+    assert redirected(program, "s3hashsync --json plan nosuch > /dev/full").returncode == 2
+
+
+def test_without_a_stdin_there_is_nobody_to_ask(program: Program) -> None:
+    done = redirected(program, "s3hashsync apply <&-")
+    assert done.returncode == 2
+    assert "nobody to ask" in done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_said(program: Program) -> None:
+    gone = program.base / "gone"
+    gone.mkdir()
+    done = redirected(program, f"rmdir {gone}; s3hashsync --json why x -c {program.base}/backup.yaml", cwd=gone)
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert said["message_type"] == "exit_error"
+    assert "working folder" in said["message"]
+
+
+def test_an_interrupt_while_the_program_is_loaded_leaves_no_traceback(program: Program) -> None:
+    for delay in (0.05, 0.1, 0.15, 0.2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from s3hashsync.cli import entry_point; print('on', flush=True); entry_point()", "plan"],
+            cwd=program.base,
+            env=program.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+        assert "Traceback" not in said
+        assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_a_plan_never_takes_the_place_of_a_device_or_a_folder(program: Program) -> None:
+    pipe = program.base / "pipe"
+    os.mkfifo(pipe)
+    for out in (pipe, program.docs, program.base / "nowhere" / "plan"):
+        done = program("plan", "--out", str(out), code=2)
+        assert "cannot write the plan" in done.stderr
+        assert "to add" not in done.stdout, "it is said before anything is hashed"
+    assert pipe.is_fifo()
+
+
+def test_a_broken_plan_is_named(program: Program) -> None:
+    (program.base / "torn").write_bytes(b"nonsense")
+    assert "torn: this file is not a plan" in program("show", "torn", code=1).stderr
+
+
+def test_a_mistyped_plan_is_not_called_a_source(program: Program) -> None:
+    done = program("apply", "nightly.plan", code=2)
+    assert "neither a source" in done.stderr
+    assert "docs" in done.stderr
+
+
+def test_what_could_not_be_read_is_not_up_to_date(program: Program) -> None:
+    # A folder that is longer than a path may be cannot be opened by anyone, root included; a loop of mounts neither.
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    program("apply", "--yes")
+    secret = program.docs / "secret"
+    secret.write_text("s")
+    program("apply", "--yes")
+    secret.chmod(0)
+    done = program("plan", code=3)
+    assert "up to date" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["validate", "doctor", "plan"])
+def test_a_source_that_holds_the_repository_is_warned_of(program: Program, command: str) -> None:
+    config = program.base / "backup.yaml"
+    config.write_text(config.read_text().replace(f"path: {program.docs}", f"path: {program.base}"))
+    said = " ".join((done := program(command)).stderr.split()) + done.stdout
+    assert 'exclude: ["/repo/"]' in said
+    assert 'exclude: ["/state/s3hashsync/"]' in said
+    config.write_text(config.read_text().replace('["*.tmp"]', '["*.tmp", "/repo/", "/state/s3hashsync/"]'))
+    again = program(command)
+    assert "holds" not in again.stderr + again.stdout
+
+
+def test_a_source_beside_the_repository_is_not_warned_of(program: Program) -> None:
+    assert "warning" not in program("validate").stderr
+
+
+def test_a_fault_without_a_line_stands_apart_from_the_file(program: Program) -> None:
+    assert "nope.yaml: there is no such file" in program("-c", "nope.yaml", "plan", code=2).stderr
+
+
+def test_init_where_no_folder_can_be_made_does_not_say_init(program: Program) -> None:
+    config = program.base / "backup.yaml"
+    config.write_text(config.read_text().replace("/repo", "/proc/self/nope/repo"))
+    config.write_text(config.read_text().replace(str(program.base) + "/proc", "/proc"))
+    done = program("init", code=None)
+    assert done.returncode != 0
+    assert "s3hashsync init" not in done.stderr
+
+
+def test_an_endpoint_that_is_no_address_is_said(program: Program) -> None:
+    config = program.base / "backup.yaml"
+    config.write_text(config.read_text().replace(f"objects: {program.base}/repo", "objects: s3://some-bucket\n  index: ./i.db"))
+    env = {"AWS_ENDPOINT_URL_S3": "nonsense", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    done = program("plan", code=1, env=env)
+    assert "nonsense" in done.stderr
+    assert "hint: write https://" in done.stderr
