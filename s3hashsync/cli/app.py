@@ -59,6 +59,14 @@ class Context:
         with Shown(self.output, during) as progress, opened_job(config, os.environ, progress, self.stop) as job:
             yield job, progress
 
+    def confirm(self, question: str) -> None:
+        """Asks; anything but yes raises `click.Abort`. Nothing is under way yet, so the first Ctrl-C is an answer, too."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            click.confirm(question, abort=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     @property
     def interactive(self) -> bool:
         # Python has None where a stream was closed by the caller (`<&-`).
@@ -197,14 +205,19 @@ def _run(arguments: list[str], context: Context) -> int:
         click.echo(error.format_message())
         return int(ExitCode.USAGE)
     except click.Abort:
-        return _failed(context, Interrupted("aborted: nothing was done"))
+        # click makes one of a second Ctrl-C, too: then something may have been done.
+        return _failed(context, _interrupted() if context.stop else Interrupted("aborted: nothing was done"))
     except click.ClickException as error:
         _usage(context, error)
         # There 2 means "changes": a mistyped option must not look like a plan.
         return int(ExitCode.ERROR if "--detailed-exitcode" in arguments else ExitCode.USAGE)
     except KeyboardInterrupt:
-        return _failed(context, Interrupted("interrupted", "run the same command again: it goes on where it stopped"))
+        return _failed(context, _interrupted())
     return int(context.exit_code)
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", "run the same command again: it goes on where it stopped")
 
 
 def _usage(context: Context, error: click.ClickException) -> None:

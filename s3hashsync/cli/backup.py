@@ -135,7 +135,7 @@ def _plan_file(job: Job, what: tuple[str, ...]) -> str | None:
 def _confirm(context: Context) -> None:
     if not context.interactive:
         raise UsageError("there is nobody to ask whether to apply this plan", "say --yes, or apply a saved plan")
-    click.confirm("Apply this plan?", abort=True)
+    context.confirm("Apply this plan?")
 
 
 def _apply(context: Context, job: Job, work: Planned, options: ApplyOptions) -> None:

@@ -48,7 +48,7 @@ def _rebuild_index(context: Context, yes: bool) -> None:
     if not yes:
         if not context.interactive:
             raise UsageError("there is nobody to ask whether to fill a new index", "say --yes")
-        click.confirm(f"Fill the index {config.repository.index} from the run logs?", abort=True)
+        context.confirm(f"Fill the index {config.repository.index} from the run logs?")
     if isinstance(config.repository.index, DynamoUrl):
         prepare_stores(config, os.environ, recovery=False)
     with (

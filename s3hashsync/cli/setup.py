@@ -60,7 +60,7 @@ def _ask(context: Context, config: Config) -> None:
     repository = config.repository
     if not context.interactive:
         raise UsageError("there is nobody to ask whether to create what is missing in AWS", "say --yes")
-    click.confirm(f"Create what is missing of {repository.objects} and {repository.index}?", abort=True)
+    context.confirm(f"Create what is missing of {repository.objects} and {repository.index}?")
 
 
 def _report(output: Output, findings: list[tuple[str, str, str | None]]) -> None:

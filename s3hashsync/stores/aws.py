@@ -338,7 +338,7 @@ def _from_library(error: Exception, doing: str) -> S3HashSyncError:
         return StoreError(said, "set `region` in the repository's settings, or AWS_REGION")
     if isinstance(error, botocore.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
         return StoreError(said, "the server's certificate is not trusted: set AWS_CA_BUNDLE, or correct the endpoint")
-    if isinstance(error, botocore.exceptions.SSLError):
+    if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(error).upper():
         return StoreError(said, "no TLS could be agreed on: is the endpoint right, and is it http:// that the server speaks?")
     if isinstance(error, botocore.exceptions.FlexibleChecksumError | botocore.exceptions.ChecksumError):
         return Unreachable(f"{doing}: the bytes were damaged on the way ({_brief(error)})")
