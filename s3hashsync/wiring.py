@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,9 @@ def _objects(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool)
                 hint = "the folder above it is missing: is the disk mounted? otherwise make that folder first"
             raise NoRepository(f"there is no repository at {url.path}", hint) from error
         stack.callback(store.close)
-        store.tidy()
+        with suppress(Denied):
+            # A disk that may only be read can still be restored from.
+            store.tidy()
         return store
     assert aws is not None
     return open_s3(aws, url, create=create)
@@ -177,9 +179,7 @@ def opened_job(config: Config, environ: Mapping[str, str], progress: Progress, s
         yield make_job(config, repository, environ, progress, stop)
 
 
-def make_job(
-    config: Config, repository: Repository, environ: Mapping[str, str], progress: Progress, stop: Stop
-) -> Job:
+def make_job(config: Config, repository: Repository, environ: Mapping[str, str], progress: Progress, stop: Stop) -> Job:
     local = isinstance(config.repository.objects, FolderUrl)
     return Job(
         config=config,
@@ -191,7 +191,20 @@ def make_job(
         clock_ns=time.time_ns,
         entropy=os.urandom,
         threads=LOCAL_THREADS if local else config.upload_threads,
+        own=own_paths(config, environ),
     )
+
+
+def own_paths(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What belongs to the program itself: the folder of the local states, what an embedded repository consists of (its folder may
+    hold other things, too), an index file with its logs."""
+    paths = [os.path.dirname(state_folder(environ, "x"))]
+    if isinstance(config.repository.objects, FolderUrl):
+        parts = ("objects", "packs", "runs", "keys", "repository.json")
+        paths += [os.path.join(config.repository.objects.path, part) for part in parts]
+    if isinstance(config.repository.index, SqliteUrl):
+        paths += [config.repository.index.path + suffix for suffix in ("", "-wal", "-shm", "-journal")]
+    return tuple(paths)
 
 
 # Looking at the stores themselves, for `init`, `doctor` and the start of every apply

@@ -62,9 +62,7 @@ def versitygw() -> Iterator[str]:
         arguments = ["--port", f"127.0.0.1:{port}", "--region", REGION, "--quiet"]
         store = ["posix", "--versioning-dir", str(versions), str(data)]
         keys = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
-        with _running(
-            Program("versitygw", [str(binary), *arguments, *store], keys, Path(folder)), port
-        ) as url:
+        with _running(Program("versitygw", [str(binary), *arguments, *store], keys, Path(folder)), port) as url:
             yield url
 
 

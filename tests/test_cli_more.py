@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,16 +160,21 @@ def test_what_could_not_be_read_is_not_called_up_to_date() -> None:
     assert "up to date" not in totals_line(total(()), complete=False)
 
 
-@pytest.mark.parametrize("command", ["validate", "doctor", "plan"])
-def test_a_source_that_holds_the_repository_is_warned_of(program: Program, command: str) -> None:
+@pytest.mark.parametrize("command", ["validate", "doctor"])
+def test_a_source_that_holds_the_repository_and_the_state_leaves_them_out_and_says_so(program: Program, command: str) -> None:
     config = program.base / "backup.yaml"
     config.write_text(config.read_text().replace(f"path: {program.docs}", f"path: {program.base}"))
-    said = (done := program(command, code=None)).stderr + done.stdout  # the state changes while it is read
-    assert 'exclude: ["/repo/"]' in said
-    assert 'exclude: ["/state/s3hashsync/"]' in said
-    config.write_text(config.read_text().replace('["*.tmp"]', '["*.tmp", "/repo/", "/state/s3hashsync/"]'))
-    again = program(command)
-    assert "source docs holds" not in again.stderr + again.stdout
+    program("init")
+    (program.base / "repo" / "mine.txt").write_text("not the program's\n")
+    program("apply", "--yes")
+    program("apply", "--yes")
+    paths = [str(line["path"]) for line in program.lines("ls", "-R", "docs")]
+    assert "repo/mine.txt" in paths
+    assert "docs/a.txt" in paths
+    assert not [path for path in paths if path.startswith(("repo/objects", "repo/index.db", "repo/runs", "state/s3hashsync"))]
+    said = program(command)
+    assert "left out of the backup" in said.stderr + said.stdout
+    assert "excluded" in program("why", "repo/objects").stdout
 
 
 def test_a_source_beside_the_repository_is_not_warned_of(program: Program) -> None:
@@ -195,3 +201,32 @@ def test_an_endpoint_that_is_no_address_is_said(program: Program) -> None:
     done = program("plan", code=1, env=env)
     assert "nonsense" in done.stderr
     assert "hint: write https://" in done.stderr
+
+
+def test_a_repository_that_may_only_be_read_can_be_restored_from(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    program("init")
+    program("apply", "--yes")
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "repo", copy)
+    mounted = subprocess.run(["mount", "--bind", copy, tmp_path / "repo"], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path / "repo"], check=True)
+        program("ls", "docs")
+        program("restore", "docs", "--to", "out")
+        assert (tmp_path / "out" / "a.txt").read_text() == "a\n"
+        (program.docs / "b.txt").write_text("b\n")
+        assert program("apply", "--yes", code=1).stderr.count("error:") == 1
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "repo"], check=True)
+
+
+def test_a_file_that_vanished_since_its_plan_was_saved_is_named(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    program("init")
+    (program.docs / "b.txt").write_text("b\n")
+    program("plan", "--out", "p.plan")
+    (program.docs / "b.txt").unlink()
+    assert "docs/b.txt: is gone since the plan was made" in program("apply", "p.plan", code=3).stderr

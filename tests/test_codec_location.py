@@ -33,9 +33,7 @@ def test_location_is_what_the_manual_says() -> None:
     assert encode_location(ObjectAt("a:b%")) == "1o:a%3Ab%25"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1o", "2o:v", "1l:a:b", "1p:a:b:1:2", "1p:a:b:1:2:-3", "1p:a:b:1:2:x", "1p:a:b:1:2:3:4"]
-)
+@pytest.mark.parametrize("text", ["", "1o", "2o:v", "1l:a:b", "1p:a:b:1:2", "1p:a:b:1:2:-3", "1p:a:b:1:2:x", "1p:a:b:1:2:3:4"])
 def test_unknown_location_is_corrupt(text: str) -> None:
     with pytest.raises(Corrupt):
         decode_location(text)

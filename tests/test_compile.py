@@ -68,9 +68,7 @@ CASES: list[tuple[str, Change, type[Step] | None, str, Reason | None]] = [  # ty
 
 
 @pytest.mark.parametrize(("name", "change", "kind", "symbol", "reason"), CASES, ids=[case[0] for case in CASES])
-def test_a_change_becomes_this_step(
-    name: str, change: Change, kind: type | None, symbol: str, reason: Reason | None
-) -> None:
+def test_a_change_becomes_this_step(name: str, change: Change, kind: type | None, symbol: str, reason: Reason | None) -> None:
     step = compile_change(change)
     assert type(step) is (kind or type(None))
     if step is not None:

@@ -8,7 +8,6 @@ import click
 
 from s3hashsync.cli.app import Context, common, pass_context
 from s3hashsync.cli.output import Output, duration_text, plural, size_text
-from s3hashsync.cli.overlap import overlaps
 from s3hashsync.cli.progress import Shown
 from s3hashsync.cli.render import emit_plan, print_plan, totals_fields
 from s3hashsync.core.plan import Plan, Problem
@@ -47,7 +46,6 @@ def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
     if out:
         _check_out(out)
     with context.job("plan") as (job, progress):
-        _warn_of_overlaps(context, job)
         return _planned(context, job, progress, sources, out)
 
 
@@ -59,11 +57,6 @@ def _planned(context: Context, job: Job, progress: Shown, sources: tuple[str, ..
             saved_plan.save(work.plan, out)
             context.output.info(f"Saved to {out}. To take exactly these steps: s3hashsync apply {out}")
         return work.plan
-
-
-def _warn_of_overlaps(context: Context, job: Job) -> None:
-    for held in overlaps(job.config, os.environ):
-        context.output.warning(held)
 
 
 def _check_out(out: str) -> None:
@@ -98,13 +91,10 @@ def _mass_text(change: MassChange) -> str:
 @click.option("--take-over", is_flag=True, help="This machine replaces the one that backed the source up before.")
 @common
 @pass_context
-def apply_command(
-    context: Context, what: tuple[str, ...], yes: bool, allow_mass_change: bool, take_over: bool
-) -> None:
+def apply_command(context: Context, what: tuple[str, ...], yes: bool, allow_mass_change: bool, take_over: bool) -> None:
     """Plan and apply, or apply a saved plan."""
     with context.job("backup") as (job, progress):
         refuse_what_breaks(job, os.environ)
-        _warn_of_overlaps(context, job)
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
         if file is not None:

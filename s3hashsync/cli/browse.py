@@ -21,6 +21,7 @@ from s3hashsync.errors import UsageError
 from s3hashsync.run.gather import walk_options
 from s3hashsync.run.lease import all_sources
 from s3hashsync.run.listing import Change, Listed, PathVersion, compare, find_contents, find_paths, list_paths, runs, versions
+from s3hashsync.wiring import own_paths
 
 _FORMATS = {
     Kind.FILE: stats.S_IFREG,
@@ -42,7 +43,7 @@ def why_command(context: Context, path: str) -> None:
     config, output = context.config(), context.output
     absolute = os.path.abspath(path)
     source, relative = _source_of(config, absolute)
-    explanations = why(os.fsencode(source.path), os.fsencode(relative), walk_options(source))
+    explanations = why(os.fsencode(source.path), os.fsencode(relative), walk_options(source, own_paths(config, os.environ)))
     for said in explanations:
         output.text(f"{display(said.path) or '.'}: {'excluded' if said.excluded else 'kept'}: {said.reason}")
     last = explanations[-1]

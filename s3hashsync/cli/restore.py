@@ -75,9 +75,7 @@ def _show(output: Output, plan: RestorePlan, *, every_step: bool) -> None:
         f"{t.kept:,} kept as they are (--overwrite replaces them)" if t.kept else "",
         f"{t.conflicts:,} impossible" if t.conflicts else "",
     ]
-    classes = ", ".join(
-        f"{size_text(c.stored)} from {name or 'the store'}" for name, c in sorted(t.classes.items()) if c.objects
-    )
+    classes = ", ".join(f"{size_text(c.stored)} from {name or 'the store'}" for name, c in sorted(t.classes.items()) if c.objects)
     output.info(f"Restore: {', '.join(part for part in parts if part)}" + (f"; fetches {classes}." if classes else "."))
 
 

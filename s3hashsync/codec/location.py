@@ -89,9 +89,7 @@ def _decode(data: bytes) -> Iterator[str]:
             at += 4 + len(body)
         else:
             bitmap = _taken(data, at, _bitmap_size(level))
-            yield from (
-                _digits(n, level) for n in range(1 << 4 * level) if bitmap[n >> 3] & (0x80 >> (n & 7))
-            )
+            yield from (_digits(n, level) for n in range(1 << 4 * level) if bitmap[n >> 3] & (0x80 >> (n & 7)))
             at += len(bitmap)
 
 

@@ -202,9 +202,7 @@ def _header(header: PlanHeader, problems: Iterable[Problem]) -> Json:
         "made_at": header.made_at,
         "unconfigured": list(header.unconfigured),
         "problems": listed,
-        "sources": [
-            {field: getattr(source, field) for field in SourceHeader.__dataclass_fields__} for source in header.sources
-        ],
+        "sources": [{field: getattr(source, field) for field in SourceHeader.__dataclass_fields__} for source in header.sources],
     }
 
 

@@ -99,9 +99,7 @@ def _removal(change: Change) -> Step | None:
         return None
     kind, size, hashes = change.before.kind, change.before.size, change.before.hashes
     if change.verdict is Verdict.EXCLUDED:
-        return ExcludeName(
-            change.source, change.path, kind, size, hashes, change.rule, Reason.EXCLUDED
-        )
+        return ExcludeName(change.source, change.path, kind, size, hashes, change.rule, Reason.EXCLUDED)
     return RemoveName(change.source, change.path, kind, size, hashes, Reason.DELETED)
 
 
@@ -115,9 +113,7 @@ def _content_step(change: Change, entry: Entry, hash_: ContentHash, sha256: Sha2
     if expects.planned or expects.state is RecordState.LIVE:
         return AddName(change.source, entry, *common, Reason.COPIED if reason is Reason.NEW else reason, expects)
     if expects.state is RecordState.TRASH:
-        return Undelete(
-            change.source, entry, *common, Reason.RETURNED if reason is Reason.NEW else reason, expects
-        )
+        return Undelete(change.source, entry, *common, Reason.RETURNED if reason is Reason.NEW else reason, expects)
     return StoreContent(change.source, entry, *common, reason, expects)
 
 

@@ -67,9 +67,7 @@ class Catalogue:
         )
 
     def add_removals(self, rows: Iterable[tuple[ContentHash, int]]) -> None:
-        self._many(
-            "INSERT INTO removals VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET time = max(time, excluded.time)", rows
-        )
+        self._many("INSERT INTO removals VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET time = max(time, excluded.time)", rows)
 
     def add_versions(self, rows: Iterable[tuple[str, str]]) -> None:
         self._many("INSERT OR IGNORE INTO versions VALUES (?, ?)", rows)

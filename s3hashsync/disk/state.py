@@ -40,6 +40,7 @@ CREATE TABLE contents (
 CREATE TABLE attempts (hash BLOB PRIMARY KEY, id TEXT NOT NULL, expects BLOB, token TEXT NOT NULL) WITHOUT ROWID;
 """
 
+
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
     """A put that may or may not have happened: its attempt id, the rev that the record had before it, and, for an upload in
@@ -82,9 +83,7 @@ class State:
         if version == SCHEMA_VERSION:
             return
         if version > SCHEMA_VERSION:
-            raise Corrupt(
-                f"{self._path} was written by a newer version", "use that version, or delete the file: it is rebuilt"
-            )
+            raise Corrupt(f"{self._path} was written by a newer version", "use that version, or delete the file: it is rebuilt")
         self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 
     def close(self) -> None:
@@ -262,10 +261,7 @@ class State:
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (key_of(e.path), e.size, wrapped(e.mtime_ns), wrapped(e.ctime_ns), wrapped(e.inode), h, s)
-                    for e, h, s in found
-                ],
+                [(key_of(e.path), e.size, wrapped(e.mtime_ns), wrapped(e.ctime_ns), wrapped(e.inode), h, s) for e, h, s in found],
             )
 
     @contextmanager
@@ -302,6 +298,4 @@ def _translated(path: str) -> Iterator[None]:
             raise NoSpace(f"no space left for the local state {path}", "free some space and run again") from error
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             raise Corrupt(f"the local state {path} is damaged ({text})", "delete it: it is rebuilt by itself") from error
-        raise S3HashSyncError(
-            f"cannot use the local state {path}: {text}", "check the folder's rights and free space"
-        ) from error
+        raise S3HashSyncError(f"cannot use the local state {path}: {text}", "check the folder's rights and free space") from error

@@ -146,5 +146,12 @@ def content_row(content: Content) -> tuple[object, ...]:
 def content_from(row: Sequence[object]) -> Content:
     hash_, size, stored, stored_at, class_, checksum, encoding, location = row
     return Content(
-        hash_, size, stored, stored_at, class_, checksum, encoding, decode_location(str(location))  # type: ignore[arg-type]
+        hash_,
+        size,
+        stored,
+        stored_at,
+        class_,
+        checksum,
+        encoding,
+        decode_location(str(location)),  # type: ignore[arg-type]
     )

@@ -33,7 +33,8 @@ from s3hashsync.run.uploads import Uploader, UploadSettings
 @dataclass(frozen=True, slots=True)
 class Job:
     """What every command works with: made in `wiring`, which alone knows clock, randomness and environment. `clock` in epoch
-    seconds, `clock_ns` in nanoseconds; `threads` is how many uploads go on at once."""
+    seconds, `clock_ns` in nanoseconds; `threads` is how many uploads go on at once;
+    `own` what belongs to the program itself and is never backed up."""
 
     config: Config
     repository: Repository
@@ -44,6 +45,7 @@ class Job:
     clock_ns: Callable[[], int]
     entropy: Callable[[int], bytes]
     threads: int
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,7 @@ def chosen_sources(config: Config, names: Sequence[str]) -> tuple[SourceSettings
     by_name = {source.name: source for source in config.sources}
     unknown = [name for name in names if name not in by_name]
     if unknown:
-        raise UsageError(
-            f"no source {unknown[0]!r} in {config.file}", f"the sources are: {', '.join(sorted(by_name))}"
-        )
+        raise UsageError(f"no source {unknown[0]!r} in {config.file}", f"the sources are: {', '.join(sorted(by_name))}")
     return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
@@ -107,9 +107,7 @@ def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
         headers: list[SourceHeader] = []
         problems: list[Problem] = []
         for source in chosen_sources(job.config, names):
-            session = stack.enter_context(
-                open_session(job.repository, job.state_folder, source, job.config.host, job.progress)
-            )
+            session = stack.enter_context(open_session(job.repository, job.state_folder, source, job.config.host, job.progress))
             sessions[source.name] = session
             header, found = gather(_gathering(job, session, scratch), session.state.anchor().head)
             headers.append(header)
@@ -135,6 +133,7 @@ def _gathering(job: Job, session: Session, scratch: Scratch) -> Gathering:
         stop=job.stop,
         scanned_ns=job.clock_ns(),
         rewrite=session.rewrite,
+        own=job.own,
     )
 
 
@@ -142,9 +141,7 @@ def _header(job: Job, headers: list[SourceHeader]) -> PlanHeader:
     configured = {source.name for source in job.config.sources}
     others = [f.name for f in all_sources(job.repository.index) if f.host == job.config.host and f.name not in configured]
     identity = job.repository.identity
-    return PlanHeader(
-        identity.id, identity.incarnation, job.config.host, job.clock(), tuple(headers), tuple(others)
-    )
+    return PlanHeader(identity.id, identity.incarnation, job.config.host, job.clock(), tuple(headers), tuple(others))
 
 
 def mass_changes(config: Config, plan: Plan, sessions: dict[str, Session]) -> tuple[MassChange, ...]:
@@ -215,9 +212,7 @@ def _check_owner(session: Session, host: str, options: ApplyOptions) -> None:
         )
 
 
-def _settle_unchanged(
-    job: Job, session: Session, header: SourceHeader, options: ApplyOptions, summary: Summary
-) -> None:
+def _settle_unchanged(job: Job, session: Session, header: SourceHeader, options: ApplyOptions, summary: Summary) -> None:
     """A source without a step still needs its first checkpoint after a rebuild, and is noted as seen."""
     state = session.state
     if state.note("checkpoint") == "1" or session.rewrite:
@@ -276,9 +271,7 @@ def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptio
 
 def _workers(job: Job, session: Session, root: int) -> tuple[Ledger, Uploader]:
     repository, settings = job.repository, job.config.repository
-    terms = Terms(
-        settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only
-    )
+    terms = Terms(settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only)
     ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
     inodes = "inode" in session.source.compare
     upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy, inodes)

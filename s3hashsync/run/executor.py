@@ -133,9 +133,7 @@ class SourceExecutor:
                 wanted.setdefault(step.hash, set()).add(self._name(step.entry.path))
                 candidates.setdefault(step.hash, []).append(self._candidate(step))
         self._c.uploader.candidates = candidates
-        answers = self._c.ledger.add(
-            {h: frozenset(names) for h, names in wanted.items()}, self._c.uploader, self._c.lease.guard
-        )
+        answers = self._c.ledger.add({h: frozenset(names) for h, names in wanted.items()}, self._c.uploader, self._c.lease.guard)
         for step in steps:
             self._note(step, answers)
 
@@ -180,10 +178,11 @@ class SourceExecutor:
     def _failed(self, step: ContentStep, error: S3HashSyncError) -> None:
         if isinstance(error, Interrupted):
             return
-        if not _on_disk(self._c.header.root, step.entry.path):
-            # Deleted since it was scanned: nothing to report, the next run finds it gone.
-            return
-        self._report(step, error.message)
+        if _on_disk(self._c.header.root, step.entry.path):
+            self._report(step, error.message)
+        elif self._c.strict:
+            self._report(step, "is gone since the plan was made")
+        # Otherwise it was deleted a moment after it was scanned: nothing to report, the next run finds it gone.
 
     def _report(self, step: Step, message: str) -> None:
         problem = Problem(step.source, path_of(step), message)
@@ -316,4 +315,3 @@ def _on_disk(root: str, path: bytes) -> bool:
     except OSError:
         return True
     return True
-

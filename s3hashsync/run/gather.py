@@ -7,8 +7,9 @@ source's own state. Compiling the changes to steps is `core.compile`'s.
 from __future__ import annotations
 
 import os
+import re
 import stat as stats
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -51,6 +52,7 @@ class Gathering:
     stop: Stop
     scanned_ns: int
     rewrite: bool = False
+    own: tuple[str, ...] = ()
 
     @property
     def root(self) -> bytes:
@@ -71,16 +73,25 @@ class _Found:
     refresh: list[tuple[Entry, bool]] = field(default_factory=list)
 
 
-def walk_options(source: SourceSettings) -> WalkOptions:
-    """The rules of a source as the walk takes them."""
+def walk_options(source: SourceSettings, own: Sequence[str] = ()) -> WalkOptions:
+    """The rules of a source as the walk takes them. `own`: what belongs to the program itself (states, an embedded repository;
+    absolute paths) is left out wherever it lies: it changes while it is read, and would grow by each run."""
     return WalkOptions(
-        rules=Rules(source.exclude, source.exclude_regex),
+        rules=Rules((*source.exclude, *_own_rules(source, own)), source.exclude_regex),
         ignore_files=tuple(os.fsencode(name) for name in source.ignore_files),
         exclude_caches=source.exclude_caches,
         exclude_if_present=tuple(os.fsencode(name) for name in source.exclude_if_present),
         exclude_larger_than=source.exclude_larger_than,
         one_file_system=source.one_file_system,
     )
+
+
+def _own_rules(source: SourceSettings, own: Sequence[str]) -> Iterator[str]:
+    root = os.path.realpath(source.path)
+    for path in own:
+        relative = os.path.relpath(os.path.realpath(path), root)
+        if relative != os.curdir and relative.split(os.sep)[0] != os.pardir:
+            yield "/" + re.sub(r"([*?\[\]\\ ])", r"\\\1", relative)
 
 
 def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
@@ -168,7 +179,7 @@ class _Judge:
         self._ctime = "ctime" in g.source.compare
         self._unreadable: bytes | None = None
         self._undecided: bytes | None = None
-        self.options = walk_options(g.source)
+        self.options = walk_options(g.source, g.own)
 
     def seen(self, item: Seen, row: Row | None) -> tuple[Change, bool] | None:
         """The change of a path that is on the disk, and whether its content has to be hashed; None when nothing changed."""

@@ -61,9 +61,7 @@ class Supply:
 class Supplier(Protocol):
     """Stores contents when the ledger needs them."""
 
-    def __call__(
-        self, needed: Mapping[ContentHash, Rev | None]
-    ) -> Mapping[ContentHash, Supply | S3HashSyncError]:
+    def __call__(self, needed: Mapping[ContentHash, Rev | None]) -> Mapping[ContentHash, Supply | S3HashSyncError]:
         """Store each content anew and durably, or say why not. The value is the rev that its record has now (None: no record)."""
 
 
@@ -170,8 +168,7 @@ class Ledger:
         done: dict[ContentHash, Record | S3HashSyncError],
     ) -> None:
         batch = [
-            Write(replace(record, rev=self._rev()), before[h].rev if h in before else None)
-            for h, (record, _) in writes.items()
+            Write(replace(record, rev=self._rev()), before[h].rev if h in before else None) for h, (record, _) in writes.items()
         ]
         for write, outcome, hash_ in zip(batch, self._write(batch), writes, strict=True):
             if not outcome.written:
@@ -187,9 +184,7 @@ class Ledger:
                 done[hash_] = record
                 del pending[hash_]
 
-    def _fresh(
-        self, hash_: ContentHash, supply: Supply, names: frozenset[StoredName], before: Record | None
-    ) -> Record:
+    def _fresh(self, hash_: ContentHash, supply: Supply, names: frozenset[StoredName], before: Record | None) -> Record:
         return Record(
             hash=hash_,
             state=_LIVE,
@@ -263,9 +258,7 @@ class Ledger:
 
     # REMOVE
 
-    def remove(
-        self, dropped: Mapping[ContentHash, frozenset[StoredName]], guard: Callable[[], None]
-    ) -> None:
+    def remove(self, dropped: Mapping[ContentHash, frozenset[StoredName]], guard: Callable[[], None]) -> None:
         """Take names away. A content that loses its last name goes to the trash. Raises `Unreachable` when a record keeps
         changing; what was not removed is found again by the next run."""
         pending = dict(dropped)
@@ -322,9 +315,7 @@ class Ledger:
             seen.buckets = self._overflows(keys)
         return seen
 
-    def _strays(
-        self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round
-    ) -> dict[str, Overflow]:
+    def _strays(self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round) -> dict[str, Overflow]:
         """The overflow items that hold such a name and do not count: a process died before the record listed them. Left
         there, the name would count as soon as another one needs the item."""
         keys = {
@@ -336,30 +327,20 @@ class Ledger:
         }
         return self._overflows(keys - seen.buckets.keys()) if keys else {}
 
-    def _empty_buckets(
-        self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round
-    ) -> set[ContentHash]:
+    def _empty_buckets(self, pending: Mapping[ContentHash, frozenset[StoredName]], seen: _Round) -> set[ContentHash]:
         writes = []
         for item in seen.buckets.values():
             rest = item.names - pending.get(item.hash, frozenset())
             if rest != item.names:
                 writes.append(Write(replace(item, rev=self._rev(), names=rest), item.rev))
         outcomes = self._write(writes)
-        return {
-            w.item.hash
-            for w, o in zip(writes, outcomes, strict=True)
-            if not o.written and isinstance(w.item, Overflow)
-        }
+        return {w.item.hash for w, o in zip(writes, outcomes, strict=True) if not o.written and isinstance(w.item, Overflow)}
 
     def _without(self, seen: _Round, hash_: ContentHash, names: frozenset[StoredName]) -> Record | None:
         """The record after the removal, or None when nothing about it changes."""
         record = seen.records[hash_]
         rest = record.names - names
-        empty = {
-            prefix
-            for prefix in listed_prefixes(record, names)
-            if not _names_in(seen.buckets, overflow_key(hash_, prefix))
-        }
+        empty = {prefix for prefix in listed_prefixes(record, names) if not _names_in(seen.buckets, overflow_key(hash_, prefix))}
         buckets = record.buckets - empty
         if rest == record.names and buckets == record.buckets:
             return None
@@ -406,9 +387,7 @@ class Ledger:
         return Rev(self._entropy(REV_BYTES))
 
 
-def _keep_live(
-    pending: dict[ContentHash, frozenset[StoredName]], seen: _Round, refused: Collection[ContentHash]
-) -> None:
+def _keep_live(pending: dict[ContentHash, frozenset[StoredName]], seen: _Round, refused: Collection[ContentHash]) -> None:
     """Only live records have names; where there is none, nothing is left to remove (but from an overflow item that was
     refused)."""
     for hash_ in list(pending):

@@ -47,9 +47,7 @@ _BATCH = 2000
 _T = TypeVar("_T")
 
 
-def rebuild_state(
-    repository: Repository, state: State, source: str, head: str, progress: Progress
-) -> None:
+def rebuild_state(repository: Repository, state: State, source: str, head: str, progress: Progress) -> None:
     """Make the state stand on `head`, from the logs where they can be read, otherwise from the index."""
     state.clear()
     if head:
@@ -148,9 +146,7 @@ def _mark_unfinished(index: IndexReader, state: State, source: str, lines: Itera
 def _names_of(index: IndexReader, hashes: list[ContentHash]) -> dict[ContentHash, frozenset[str]]:
     """All names of these contents, overflow items included."""
     records = [item for item in index.read([h.hex() for h in hashes]).values() if isinstance(item, Record)]
-    out: dict[ContentHash, frozenset[str]] = {
-        r.hash: frozenset(r.names) for r in records if r.state is RecordState.LIVE
-    }
+    out: dict[ContentHash, frozenset[str]] = {r.hash: frozenset(r.names) for r in records if r.state is RecordState.LIVE}
     keys = [f"{r.key}#{prefix}" for r in records if r.state is RecordState.LIVE for prefix in r.buckets]
     for item in index.read(keys).values() if keys else ():
         if isinstance(item, Overflow):

@@ -101,9 +101,7 @@ def _check_empty(index: Index, identity: Identity) -> None:
     )
 
 
-def _collect(
-    repository: Repository, source: str, catalogue: Catalogue, progress: Progress
-) -> tuple[SegmentHeader, str, int]:
+def _collect(repository: Repository, source: str, catalogue: Catalogue, progress: Progress) -> tuple[SegmentHeader, str, int]:
     """The source's names as they are now, and every content its logs ever mention."""
     point = find_point(repository, source)
     files = 0
@@ -168,9 +166,7 @@ def _supply(content: Content) -> Supply:
 
 def _dead(r: Rebuilder, found: Found) -> Write:
     content = found.content
-    expiration = max(
-        content.stored_at + r.terms.min_storage_seconds, found.removed_at + r.terms.keep_deleted_seconds
-    )
+    expiration = max(content.stored_at + r.terms.min_storage_seconds, found.removed_at + r.terms.keep_deleted_seconds)
     record = Record(
         hash=content.hash,
         state=RecordState.TRASH if expiration > r.clock() else RecordState.PURGING,

@@ -78,9 +78,7 @@ def read_identity(objects: ObjectReader) -> Identity | None:
     return _parse(data)
 
 
-def initialise(
-    objects: ObjectStore, index: Index, now: int, entropy: Callable[[int], bytes]
-) -> tuple[Identity, bool]:
+def initialise(objects: ObjectStore, index: Index, now: int, entropy: Callable[[int], bytes]) -> tuple[Identity, bool]:
     """Make the repository, or find that it is there; answers whether it is new. The item comes first, so that a process that
     dies in between is completed by the next `init`; an empty index is never made beside an existing `repository.json`."""
     identity = read_identity(objects)
@@ -137,9 +135,7 @@ def _parse(data: bytes) -> Identity:
         if body["s3hashsync"] != "repository":
             raise KeyError
         if int(body["format"]) > FORMAT:
-            raise Corrupt(
-                f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync"
-            )
+            raise Corrupt(f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync")
         return Identity(
             id=str(body["id"]),
             incarnation=str(body["incarnation"]),

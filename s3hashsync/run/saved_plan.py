@@ -65,13 +65,9 @@ def reopened(job: Job, plan: Plan) -> Iterator[Planned]:
             (source,) = chosen_sources(job.config, [header.name])
             if source.path != header.root:
                 raise Refused(f"source {source.name} was at {header.root} when the plan was made", "make a new plan")
-            session = stack.enter_context(
-                open_session(job.repository, job.state_folder, source, job.config.host, job.progress)
-            )
+            session = stack.enter_context(open_session(job.repository, job.state_folder, source, job.config.host, job.progress))
             if session.state.anchor().head != header.head:
-                raise Refused(
-                    f"the plan is stale: source {source.name} was backed up since it was made", "make a new plan"
-                )
+                raise Refused(f"the plan is stale: source {source.name} was backed up since it was made", "make a new plan")
             check_source(source, session.state)
             sessions[source.name] = session
         yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))

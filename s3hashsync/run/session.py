@@ -81,9 +81,7 @@ def make_private(folder: str) -> None:
 
 
 @contextmanager
-def open_session(
-    repository: Repository, folder: str, source: SourceSettings, host: str, progress: Progress
-) -> Iterator[Session]:
+def open_session(repository: Repository, folder: str, source: SourceSettings, host: str, progress: Progress) -> Iterator[Session]:
     """Lock, open, and make sure that the state stands where the index says."""
     with locked_state(folder, source.name) as state:
         facts = read_source(repository.index, source.name)
@@ -91,9 +89,7 @@ def open_session(
         yield Session(source, state, facts, foreign=facts is not None and facts.host != host)
 
 
-def _trust(
-    repository: Repository, state: State, source: str, facts: SourceFacts | None, progress: Progress
-) -> None:
+def _trust(repository: Repository, state: State, source: str, facts: SourceFacts | None, progress: Progress) -> None:
     identity = repository.identity
     anchor = state.anchor()
     head = facts.head if facts else ""

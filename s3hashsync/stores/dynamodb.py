@@ -103,9 +103,7 @@ class DynamoIndex:
             fruitless = fruitless + 1 if len(remaining) >= len(left) else 0
             if fruitless >= _FRUITLESS_ROUNDS:
                 # A key that was not read is unknown, never absent.
-                raise Unreachable(
-                    f"the table {self._table} left {len(remaining)} keys unread: it is too busy"
-                )
+                raise Unreachable(f"the table {self._table} left {len(remaining)} keys unread: it is too busy")
             left = remaining
         return found
 
@@ -143,9 +141,7 @@ class DynamoIndex:
         if error.get("Code") in ("ConditionalCheckFailed", "DuplicateItem"):
             old = error.get("Item")
             return _compared(write, decode_item(old)) if old else None
-        doing = (
-            f"writing the item {write.item.key} ({item_size(encode_item(write.item))} bytes) to {self._table}"
-        )
+        doing = f"writing the item {write.item.key} ({item_size(encode_item(write.item))} bytes) to {self._table}"
         return from_answer(answer, doing)
 
     def _statement(self, write: Write) -> dict[str, Any]:

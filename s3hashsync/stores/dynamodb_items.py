@@ -90,9 +90,7 @@ def decode_item(attributes: Attributes) -> Item:
         pairs = _value(attributes, "fields", "L", [])
         return Control(key, rev, tuple((pair["L"][0]["S"], pair["L"][1]["S"]) for pair in pairs))
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise Corrupt(
-            f"the index item {key!r} cannot be read: {error}", "was it changed by another program?"
-        ) from error
+        raise Corrupt(f"the index item {key!r} cannot be read: {error}", "was it changed by another program?") from error
 
 
 def write_units(item: Item) -> int:

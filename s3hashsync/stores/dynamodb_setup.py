@@ -31,9 +31,7 @@ def prepare_table(client: Any, table: str, *, point_in_time_recovery: bool = Fal
                 BillingMode="PAY_PER_REQUEST",
                 DeletionProtectionEnabled=True,
             )
-            client.get_waiter("table_exists").wait(
-                TableName=table, WaiterConfig={"Delay": _POLL_SECONDS, "MaxAttempts": _POLLS}
-            )
+            client.get_waiter("table_exists").wait(TableName=table, WaiterConfig={"Delay": _POLL_SECONDS, "MaxAttempts": _POLLS})
         done.append(Finding("created", f"table {table}"))
     if point_in_time_recovery and not _recovery_is_on(client, table):
         done += made("point-in-time recovery", lambda: _switch_recovery_on(client, table))
@@ -113,9 +111,7 @@ def _recovery(client: Any, table: str) -> Iterator[Finding]:
         yield Finding("ok", "point-in-time recovery is on")
     else:
         # No warning: it costs money, and the index can be rebuilt from the run logs.
-        hint = (
-            "`aws dynamodb update-continuous-backups` switches it on; the run logs can rebuild the index too"
-        )
+        hint = "`aws dynamodb update-continuous-backups` switches it on; the run logs can rebuild the index too"
         yield Finding("ok", "point-in-time recovery is off", hint)
 
 

@@ -34,9 +34,7 @@ def made(what: str, make: Callable[[], None]) -> list[Finding]:
     except StoreError as error:
         if error.transient:
             raise
-        return [
-            Finding("warning", f"missing protection: {what} could not be set up: {error.message}", error.hint)
-        ]
+        return [Finding("warning", f"missing protection: {what} could not be set up: {error.message}", error.hint)]
     return [Finding("created", what)]
 
 

@@ -300,9 +300,7 @@ class S3Objects:
             yield from (entry for entry in entries if (entry["Key"], entry["VersionId"]) != last)
             if not page.get("IsTruncated"):
                 return
-            position = _next_page(
-                page, {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}, doing
-            )
+            position = _next_page(page, {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}, doing)
 
     def _suffixed(self, prefix: str) -> Iterator[Version]:
         """Without versions every key is one; a key without a suffix is nobody's content."""

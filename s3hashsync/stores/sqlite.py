@@ -80,8 +80,15 @@ class SqliteIndex:
             raise translated(error, f"cannot open {self.path}", folder) from error
 
     def _connect(self) -> sqlite3.Connection:
+        """A repository on a disk that may only be read can still be restored from."""
+        self.read_only = not (os.access(self.path, os.W_OK) and os.access(os.path.dirname(self.path), os.W_OK))
+        mode = "rw"
+        if self.read_only:
+            # Without a log beside it the file is whole, and nobody here can change it.
+            whole = not os.path.exists(f"{self.path}-wal") or os.path.getsize(f"{self.path}-wal") == 0
+            mode = "ro&immutable=1" if whole else "ro"
         return sqlite3.connect(
-            f"file:{urllib.parse.quote(self.path)}?mode=rw",
+            f"file:{urllib.parse.quote(self.path)}?mode={mode}",
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
@@ -89,6 +96,8 @@ class SqliteIndex:
         )
 
     def _configure(self) -> None:
+        if self.read_only:
+            return
         wanted = "DELETE" if self.remote else "WAL"
         (mode,) = self._db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
         # With a rollback journal FULL does not sync the folder after a commit: a power failure could take

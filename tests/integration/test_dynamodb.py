@@ -93,9 +93,7 @@ def test_the_size_is_counted_as_dynamodb_counts(dynamodb_local: str) -> None:
     assert item_size(encode_item(fitting)) == 400 * 1024
     assert DynamoIndex(client, table).write([Write(fitting, None)]) == [Outcome(True)]
     with pytest.raises(client.exceptions.ClientError, match="size"):
-        client.put_item(
-            TableName=table, Item=encode_item(Control("k2", Rev(b"r"), (("f", "x" * (400 * 1024 - base)),)))
-        )
+        client.put_item(TableName=table, Item=encode_item(Control("k2", Rev(b"r"), (("f", "x" * (400 * 1024 - base)),))))
 
 
 def test_foreign_items_are_corrupt(dynamodb_local: str) -> None:
