@@ -10,7 +10,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from s3hashsync.codec.location import decode_location, encode_location
 from s3hashsync.core.model import Content, ContentHash, Entry, Kind, Sha256
@@ -143,15 +143,6 @@ def content_row(content: Content) -> tuple[object, ...]:
     )
 
 
-def content_from(row: Sequence[object]) -> Content:
+def content_from(row: Sequence[Any]) -> Content:
     hash_, size, stored, stored_at, class_, checksum, encoding, location = row
-    return Content(
-        hash_,
-        size,
-        stored,
-        stored_at,
-        class_,
-        checksum,
-        encoding,
-        decode_location(str(location)),  # type: ignore[arg-type]
-    )
+    return Content(hash_, size, stored, stored_at, class_, checksum, encoding, decode_location(location))

@@ -32,6 +32,7 @@ from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
+_SMALL = 64 << 10
 _BATCH = 1000
 _EXPLAINED = 100
 """So many newly excluded paths are shown with the very rule: asking for it lists every folder above."""
@@ -361,9 +362,13 @@ class _Hashed:
 
 
 def _hashed_batches(g: Gathering, pool: ThreadPoolExecutor, root: int) -> Iterator[list[_Hashed]]:
-    """Groups of small files travel together: a hand-over to a thread costs as much as hashing a small file."""
+    """Groups of small files are hashed here: threads with small files take the interpreter's lock from each other at every call
+    of the system, and are slower than one."""
     waiting: list[Future[list[_Hashed]]] = []
     for group in _groups(g.scratch.to_hash()):
+        if sum(todo.entry.size for todo in group) < _SMALL * len(group):
+            yield _hash_group(g, root, group)
+            continue
         waiting.append(pool.submit(_hash_group, g, root, group))
         if len(waiting) > 4 * HASHING_THREADS:
             yield waiting.pop(0).result()

@@ -31,7 +31,9 @@ WHOLE_LIMIT = 4 << 20
 MEMORY = 192 << 20
 """What encoded contents on their way may take together, bytes."""
 
-_GROUP = 16
+SMALL = 64 << 10
+"""Contents up to this size are stored one after the other where the store is a disk."""
+
 ATTEMPT_BYTES = 8
 
 
@@ -127,17 +129,18 @@ class Uploader:
         return Supply(found, candidate.entry.size, self._settings.now())
 
     def _store_all(self, attempts: list[OpenAttempt]) -> dict[ContentHash, Supply | S3HashSyncError]:
-        groups = [attempts[i : i + _GROUP] for i in range(0, len(attempts), _GROUP)]
-        if self._settings.threads > 2:
-            # Against a network each put waits by itself; on a disk handing over costs more than the put.
-            groups = [[attempt] for attempt in attempts]
-        out: dict[ContentHash, Supply | S3HashSyncError] = {}
-        for answers in self._pool.map(self._store_group, groups):
-            out.update(answers)
-        return out
+        here, away = [], attempts
+        if self._settings.threads <= 2:
+            # Against a network each put waits by itself. On a disk two threads with small files take the interpreter's lock from
+            # each other at every call of the system, and need a third more time than one.
+            here = [attempt for attempt in attempts if self._size(attempt) <= SMALL]
+            away = [attempt for attempt in attempts if self._size(attempt) > SMALL]
+        answers = self._pool.map(self._store_one, away)
+        out = {attempt.hash: self._store_one(attempt) for attempt in here}
+        return out | {attempt.hash: answer for attempt, answer in zip(away, answers, strict=True)}
 
-    def _store_group(self, group: list[OpenAttempt]) -> list[tuple[ContentHash, Supply | S3HashSyncError]]:
-        return [(attempt.hash, self._store_one(attempt)) for attempt in group]
+    def _size(self, attempt: OpenAttempt) -> int:
+        return self.candidates[attempt.hash][0].entry.size
 
     def _store_one(self, attempt: OpenAttempt) -> Supply | S3HashSyncError:
         """From the first path that still holds the content."""
