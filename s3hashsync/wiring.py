@@ -49,7 +49,10 @@ def load_config(path: str | None, environ: Mapping[str, str]) -> Config:
 
 def state_folder(environ: Mapping[str, str], repository_id: str) -> str:
     """Where the local states of a repository lie: the XDG state folder."""
-    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    base = environ.get("XDG_STATE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    if not base.startswith("/"):
+        base = os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(base, "s3hashsync", repository_id)
 
 

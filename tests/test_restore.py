@@ -632,5 +632,5 @@ def test_the_plan_says_what_it_costs(house: House, to: Path) -> None:
     house.backup()
     totals = plan(house, to=str(to)).totals
     assert (totals.files, totals.bytes, totals.directories) == (4, 4000, 1)
-    assert (totals.classes["STANDARD"].objects, totals.bytes_fetch < 200) == (3, True)
+    assert (totals.classes["STANDARD"].objects, totals.classes["STANDARD"].stored < 200) == (3, True)
     assert not to.exists()

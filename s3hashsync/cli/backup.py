@@ -68,20 +68,17 @@ def _check_out(out: str) -> None:
         raise UsageError(f"cannot write the plan {out}: it is there, and is no file", "choose another --out FILE")
 
 
-def _show(output: Output, work: Planned) -> None:
+def _show(output: Output, work: Planned, *, allowed: bool = False) -> None:
     if output.as_json:
         emit_plan(output, work.plan)
     else:
         print_plan(output, work.plan)
     for change in work.mass_changes:
-        output.warning(_mass_text(change))
+        output.warning(_mass_text(change) + ("" if allowed else "; apply refuses it without --allow-mass-change"))
 
 
 def _mass_text(change: MassChange) -> str:
-    return (
-        f"this removes {change.removed:,} of {change.files:,} files of source {change.source};"
-        " apply refuses it without --allow-mass-change"
-    )
+    return f"this removes {change.removed:,} of {change.files:,} files of source {change.source}"
 
 
 @click.command("apply")
@@ -104,7 +101,7 @@ def apply_command(context: Context, what: tuple[str, ...], yes: bool, allow_mass
         with backup.planned(job, what) as work:
             progress.stop()
             if not context.output.as_json and context.output.verbosity >= 0:
-                _show(context.output, work)
+                _show(context.output, work, allowed=allow_mass_change)
             if work.plan.totals.steps and not yes:
                 _confirm(context)
             _apply(context, job, work, options)

@@ -71,11 +71,16 @@ def _show(output: Output, plan: RestorePlan, *, every_step: bool) -> None:
         f"{plural(t.directories, 'folder')}" if t.directories else "",
         f"{plural(t.links, 'link')}" if t.links else "",
         f"{plural(t.special, 'special file')}" if t.special else "",
+        f"{t.replaced:,} of what is there replaced" if t.replaced else "",
         f"{t.unchanged:,} there already" if t.unchanged else "",
         f"{t.kept:,} kept as they are (--overwrite replaces them)" if t.kept else "",
         f"{t.conflicts:,} impossible" if t.conflicts else "",
     ]
-    classes = ", ".join(f"{size_text(c.stored)} from {name or 'the store'}" for name, c in sorted(t.classes.items()) if c.objects)
+    classes = ", ".join(
+        size_text(c.stored) + (f" from {name}" if name not in ("", "STANDARD") else "")
+        for name, c in sorted(t.classes.items())
+        if c.objects
+    )
     output.info(f"Restore: {', '.join(part for part in parts if part)}" + (f"; fetches {classes}." if classes else "."))
 
 

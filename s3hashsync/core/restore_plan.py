@@ -317,7 +317,7 @@ class ClassTotal:
 
 @dataclass(slots=True)
 class RestoreTotals:
-    """What a plan will do. `files` and `bytes` are what gets placed, `bytes_fetch` what has to come out of the store for it."""
+    """What a plan will do. `files` and `bytes` are what gets placed, `classes` what has to come out of the store for it."""
 
     files: int = 0
     bytes: int = 0
@@ -329,7 +329,6 @@ class RestoreTotals:
     kept: int = 0
     unchanged: int = 0
     conflicts: int = 0
-    bytes_fetch: int = 0
     classes: dict[str, ClassTotal] = field(default_factory=dict)
 
     @property
@@ -397,4 +396,3 @@ def _count_fetch(totals: RestoreTotals, step: PlaceFile | CopyFile) -> None:
         one = totals.classes.setdefault(step.content.storage_class, ClassTotal())
         one.objects += 1
         one.stored += step.content.stored
-        totals.bytes_fetch += step.content.stored

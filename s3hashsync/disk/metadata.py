@@ -215,21 +215,3 @@ def group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):
         return ""
-
-
-@lru_cache(maxsize=4096)
-def uid_of(name: str) -> int | None:
-    """The number of a user on this host; None when there is no such user."""
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except (KeyError, ValueError):
-        return None
-
-
-@lru_cache(maxsize=4096)
-def gid_of(name: str) -> int | None:
-    """The number of a group on this host; None when there is no such group."""
-    try:
-        return grp.getgrnam(name).gr_gid
-    except (KeyError, ValueError):
-        return None

@@ -98,7 +98,7 @@ def planned_restore(job: Job, selections: Sequence[str], options: RestoreOptions
             parts.append(part)
             headers.append(RestoredSource(source, target, point.header.time, point.head, entries))
         if not parts:
-            raise UsageError("there is nothing to restore", "nothing was backed up to this repository by then")
+            raise UsageError("there is nothing to restore", "nothing was backed up " + ("by then" if options.at else "yet"))
 
         def steps() -> Iterator[RestoreStep]:
             return (step for part in parts for step in part_steps(part))

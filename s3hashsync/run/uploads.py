@@ -73,6 +73,7 @@ class Uploader:
         self._progress = progress
         self._stop = stop
         self._state_lock = threading.Lock()
+        self._tally_lock = threading.Lock()
         self._budget = _Budget(MEMORY)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="upload")
         self.candidates: Mapping[ContentHash, Sequence[Candidate]] = {}
@@ -158,12 +159,17 @@ class Uploader:
             except OSError as error:
                 problem = Incomplete(f"cannot be read: {error.strerror or error}")
                 continue
-            self.tally.objects += 1
-            self.tally.bytes_stored += stored.size
-            self.tally.bytes_read += candidate.entry.size
+            self._count(stored, candidate)
             self._progress.advance(1, candidate.entry.size)
             return Supply(stored, candidate.entry.size, self._settings.now())
         return problem
+
+    def _count(self, stored: Stored, candidate: Candidate) -> None:
+        """From many threads: an addition to an attribute is no single step."""
+        with self._tally_lock:
+            self.tally.objects += 1
+            self.tally.bytes_stored += stored.size
+            self.tally.bytes_read += candidate.entry.size
 
     def _store(self, attempt: OpenAttempt, candidate: Candidate) -> Stored:
         size = candidate.entry.size
