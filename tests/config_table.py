@@ -24,8 +24,8 @@ def keys(part: Schema, defs: Schema, listed: set[str], prefix: str = "") -> Iter
     The keys within a definition that several keys share are given once, for the first of these.
     """
     for name, below in part.get("properties", {}).items():
-        shared = below.get("$ref", "").rpartition("/")[2]
-        resolved = {**defs[shared], **below} if shared else below
+        shared = below.get("$ref", "").removeprefix("#/$defs/")
+        resolved = {**_definition(shared, defs), **below} if shared else below
         yield prefix + name, resolved, name in part.get("required", ())
         if shared in listed:
             continue
@@ -33,6 +33,12 @@ def keys(part: Schema, defs: Schema, listed: set[str], prefix: str = "") -> Iter
             listed.add(shared)
         yield from keys(resolved, defs, listed, f"{prefix}{name}.")
         yield from keys(resolved.get("items", {}), defs, listed, f"{prefix}{name}[].")
+
+
+def _definition(shared: str, defs: Schema) -> Schema:
+    for part in shared.split("/"):
+        defs = defs[part]
+    return defs
 
 
 def all_keys() -> list[tuple[str, Schema, bool]]:

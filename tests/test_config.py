@@ -10,7 +10,9 @@ import pytest
 from s3hashsync.config import (
     Config,
     DynamoUrl,
+    EncryptionSettings,
     FolderUrl,
+    PackSettings,
     S3Url,
     Secret,
     SqliteUrl,
@@ -22,6 +24,11 @@ from s3hashsync.config import (
 from s3hashsync.errors import ConfigError, ExitCode, UsageError
 
 DAY = 86_400
+MIB = 1 << 20
+RECIPIENTS = (
+    "age1replacemereplacemereplacemereplacemereplacemereplacq6pn0et",
+    "age1paperreplacemereplacemereplacemereplacemereplacemerqmr2tsv",
+)
 SOURCES = "sources: [{name: docs, path: docs}]\n"
 
 
@@ -48,6 +55,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert (repository.objects, repository.index) == (FolderUrl("/srv/backups"), SqliteUrl("/srv/backups/index.db"))
     assert (repository.storage_class, repository.min_storage_seconds) == ("STANDARD", 0)
     assert repository.keep_deleted_seconds == 30 * DAY
+    assert repository.pack == PackSettings(256 << 10, 32 * MIB)
+    assert config.verify_uploads
     assert not repository.path_style
     assert not repository.append_only
     unset = (repository.region, repository.profile, repository.role_arn, repository.credentials)
@@ -89,7 +98,7 @@ sources:
     one_file_system: true
     compare: [size, mtime]
     allow_empty: true
-uploads: {threads: 3}
+uploads: {threads: 3, verify: false}
 guards: {mass_change_share: 0, mass_change_files: 7}
 log_interval: 5m
 """,
@@ -102,6 +111,8 @@ log_interval: 5m
     assert repository.path_style
     assert repository.append_only
     assert repository.storage_class == "DEEP_ARCHIVE"
+    assert repository.pack is None
+    assert not config.verify_uploads
     assert (repository.min_storage_seconds, repository.keep_deleted_seconds) == (182 * DAY, 365 * DAY)
     assert (config.encryption, config.host, config.upload_threads) == ("off", "laptop", 3)
     assert (config.mass_change_share, config.mass_change_files, config.log_interval_seconds) == (0, 7, 300)
@@ -117,6 +128,7 @@ log_interval: 5m
 def test_ways_to_say_off(tmp_path: Path, written: str) -> None:
     text = f"version: 1\nrepository: {{objects: /b}}\nencryption: {written}\n{SOURCES}"
     assert loaded(tmp_path, text).encryption == "off"
+    assert with_repository(tmp_path, f"  objects: /b\n  pack: {written}\n").repository.pack is None
 
 
 @pytest.mark.parametrize(
@@ -140,6 +152,45 @@ def test_durations_of_ones_own_are_taken_also_below_what_the_class_bills(tmp_pat
     keys = "  objects: /b\n  storage_class: GLACIER\n  min_storage_duration: 0d\n  keep_deleted: 1s\n"
     repository = with_repository(tmp_path, keys).repository
     assert (repository.min_storage_seconds, repository.keep_deleted_seconds) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("storage_class", "below", "size"),
+    [
+        ("STANDARD", 256 << 10, 32 * MIB),
+        ("GLACIER_IR", 256 << 10, 32 * MIB),
+        ("GLACIER", 8 * MIB, 64 * MIB),
+        ("DEEP_ARCHIVE", 8 * MIB, 64 * MIB),
+    ],
+)
+def test_packs_that_a_class_implies(tmp_path: Path, storage_class: str, below: int, size: int) -> None:
+    keys = f"  objects: /b\n  storage_class: {storage_class}\n"
+    assert with_repository(tmp_path, keys).repository.pack == PackSettings(below, size)
+    assert with_repository(tmp_path, keys + "  pack: {}\n").repository.pack == PackSettings(below, size)
+
+
+@pytest.mark.parametrize(
+    ("written", "below", "size"),
+    [
+        ("{below: 1MiB, size: 16MiB}", MIB, 16 * MIB),
+        ("{below: 64MiB, size: 512MiB}", 64 * MIB, 512 * MIB),
+        ("{below: 1B, size: 1MiB}", 1, MIB),
+        ("{below: 2MiB, size: 2MiB}", 2 * MIB, 2 * MIB),
+        ("{below: 1MiB}", MIB, 64 * MIB),
+        ("{size: 128MiB}", 8 * MIB, 128 * MIB),
+        ("{size: 4MiB}", 4 * MIB, 4 * MIB),
+        ("{below: 64MiB}", 64 * MIB, 64 * MIB),
+    ],
+)
+def test_packs_of_ones_own(tmp_path: Path, written: str, below: int, size: int) -> None:
+    """What is left out comes from the class, and gives way to what is there."""
+    keys = f"  objects: /b\n  storage_class: DEEP_ARCHIVE\n  pack: {written}\n"
+    assert with_repository(tmp_path, keys).repository.pack == PackSettings(below, size)
+
+
+def test_a_default_size_makes_room_for_what_goes_in(tmp_path: Path) -> None:
+    pack = with_repository(tmp_path, "  objects: /b\n  pack: {below: 40MiB}\n").repository.pack
+    assert pack == PackSettings(40 * MIB, 40 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +376,54 @@ def test_a_secret_that_cannot_be_had(tmp_path: Path, written: str, message: str 
 def test_the_words_of_a_command_mean_nothing_to_a_shell(tmp_path: Path) -> None:
     secret = secret_of(tmp_path, "{command: [" + sys.executable + ", -c, 'import sys; print(sys.argv[1])', '; $HOME *']}")
     assert secret.reveal({}) == "; $HOME *"
+
+
+# Encryption
+
+
+def encryption_of(folder: Path, written: str, **environ: str) -> EncryptionSettings:
+    text = f"version: 1\nrepository: {{objects: /b}}\nencryption: {written}\n{SOURCES}"
+    encryption = loaded(folder, text, **environ).encryption
+    assert isinstance(encryption, EncryptionSettings)
+    return encryption
+
+
+def test_recipients_alone(tmp_path: Path) -> None:
+    written = f"{{recipients: [{RECIPIENTS[0]}, '${{PAPER}}']}}"
+    assert encryption_of(tmp_path, written, PAPER=RECIPIENTS[1]) == EncryptionSettings(RECIPIENTS)
+
+
+def test_encryption_with_everything(tmp_path: Path) -> None:
+    (tmp_path / "identity.txt").write_text("# created: today\nthe identity\n")
+    encryption = encryption_of(
+        tmp_path,
+        f"""
+  recipients:
+    - {RECIPIENTS[0]}
+  passphrase: correct horse
+  identity: {{file: identity.txt}}
+  host_key: ~/keys/host.json
+""",
+    )
+    assert encryption.recipients == RECIPIENTS[:1]
+    assert encryption.passphrase is not None
+    assert encryption.passphrase.reveal({}) == "correct horse"
+    assert encryption.identity is not None
+    assert encryption.identity.reveal({}) == "# created: today\nthe identity"
+    assert encryption.host_key == "/home/user/keys/host.json"
+    assert "horse" not in repr(encryption)
+
+
+@pytest.mark.parametrize("written", ["{env: KEY}", "{command: 'printf hush'}", "{command: [sh, -c, 'echo $KEY']}"])
+def test_an_identity_without_recipients_opens_a_repository(tmp_path: Path, written: str) -> None:
+    encryption = encryption_of(tmp_path, f"{{identity: {written}}}")
+    assert (encryption.recipients, encryption.passphrase, encryption.host_key) == ((), None, None)
+    assert encryption.identity is not None
+    assert encryption.identity.reveal({"KEY": "hush", "PATH": "/usr/bin:/bin"}) == "hush"
+
+
+def test_an_empty_group_says_that_there_is_encryption(tmp_path: Path) -> None:
+    assert encryption_of(tmp_path, "{}") == EncryptionSettings()
 
 
 # Where the file is found

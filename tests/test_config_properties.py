@@ -22,12 +22,13 @@ ENVIRON = {"HOME": "/home/user", "A": "a"}
 SYNTAX = """
 version repository objects index sources name path exclude exclude_regex compare encryption off 1 30d 5MiB ~ null
 s3://b dynamodb://t file:///x &a *a <<: !!int !!set !!str !x ${A} ${B} ${A:-x} ${ $$ - ? | > [ ] { } , : " ' # --- ...
+age1replacemereplacemereplacemereplacemereplacemereplacq6pn0et AGE-SECRET-KEY-1NEVER 8MiB 64MiB 600MiB
 %YAML %TAG 0x_ 0b 1:30 .nan -.inf \\UFFFFFFFF \\ud800 \\0 @ ` = _
 """
 KEYS = """
-version repository objects index endpoints s3 pack access_key_id session_token env command file encryption host
-sources name path exclude exclude_regex compare exclude_larger_than uploads threads guards mass_change_share
-log_interval keep_deleted storage_class
+version repository objects index endpoints s3 pack below size access_key_id session_token env command file
+encryption recipients passphrase identity host_key host sources name path exclude exclude_regex compare
+exclude_larger_than uploads threads verify guards mass_change_share log_interval keep_deleted storage_class
 """
 FRAGMENTS = st.sampled_from(SYNTAX.split())
 SPACES = st.sampled_from(["\n", " ", "  ", "\n  ", "\n  - ", ": ", "\t", "\r", "\u2028", "\x85", ""])
@@ -53,6 +54,8 @@ def load_raw(folder: Path, raw: bytes) -> None:
     else:
         assert config.sources
         assert all(source.name and source.path.startswith("/") for source in config.sources)
+        pack = config.repository.pack
+        assert pack is None or 0 < pack.below <= pack.size
 
 
 def load_or_faults(path: Path) -> tuple[Config | None, Sequence[Fault]]:
@@ -80,6 +83,26 @@ def test_any_text_that_looks_like_yaml(tmp_path: Path, text: str) -> None:
 @given(value=st.dictionaries(SCHEMA_KEYS, VALUES, max_size=8))
 def test_any_document_with_our_keys(tmp_path: Path, value: object) -> None:
     load_raw(tmp_path, json.dumps(value).encode())
+
+
+GROUPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "encryption": st.one_of(SCALARS, st.dictionaries(SCHEMA_KEYS, VALUES, max_size=5)),
+        "uploads": st.one_of(SCALARS, st.dictionaries(st.sampled_from(["threads", "verify"]), SCALARS)),
+    },
+)
+SIZES = st.sampled_from(["0B", "1B", "100KiB", "1MiB", "30MiB", "64MiB", "65MiB", "512MiB", "1GiB", 5, None, ""])
+PACKS = st.one_of(SCALARS, st.dictionaries(st.sampled_from(["below", "size"]), SIZES))
+CLASSES = st.sampled_from(["STANDARD", "GLACIER", "DEEP_ARCHIVE", "none"])
+
+
+@RELAXED
+@given(groups=GROUPS, pack=PACKS, storage_class=CLASSES)
+def test_any_packs_and_any_encryption(tmp_path: Path, groups: dict[str, object], pack: object, storage_class: str) -> None:
+    repository = {"objects": "/b", "pack": pack, "storage_class": storage_class}
+    sources = [{"name": "docs", "path": "/d"}]
+    load_raw(tmp_path, json.dumps({"version": 1, "repository": repository, "sources": sources, **groups}).encode())
 
 
 @RELAXED

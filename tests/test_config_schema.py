@@ -8,9 +8,10 @@ from pathlib import Path
 
 import config_table
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
-from s3hashsync.config import FolderUrl, load, schema_text
+from s3hashsync.config import EncryptionSettings, FolderUrl, PackSettings, load, schema_text
 
 ROOT = Path(__file__).parent.parent
 KEYS = config_table.all_keys()
@@ -81,12 +82,13 @@ def test_the_example_file_loads() -> None:
 
 
 def test_what_the_example_file_comments_out_loads_too(tmp_path: Path) -> None:
-    """The S3 variant instead of the folder, and the second source."""
+    """The S3 variant instead of the folder, encryption, and the second source."""
     text = (ROOT / "backup.yaml.example").read_text("utf-8")
     folder = re.search(r"^repository:\n(  .*\n)+", text, re.M)
     assert folder is not None
     text = text.replace(folder[0], "")
-    text = re.sub(r"^# (repository:|  \w+: )", r"\1", text, flags=re.M)
+    text = text.replace("\nencryption: off", "")
+    text = re.sub(r"^# (repository:|encryption:|  \w+:|    - age1)", r"\1", text, flags=re.M)
     text = re.sub(r"^  # (- name|  )", r"  \1", text, flags=re.M)
     path = tmp_path / "backup.yaml"
     path.write_text(text)
@@ -95,13 +97,18 @@ def test_what_the_example_file_comments_out_loads_too(tmp_path: Path) -> None:
     assert str(config.repository.index) == "dynamodb://my-backups"
     assert [source.name for source in config.sources] == ["documents", "pictures"]
     assert config.sources[1].exclude_larger_than == 4 * 2**30
+    assert config.repository.pack == PackSettings(8 * 2**20, 64 * 2**20)
+    assert isinstance(config.encryption, EncryptionSettings)
+    assert len(config.encryption.recipients) == 2
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_examples_of_the_manual_load(tmp_path: Path, number: int) -> None:
     path = tmp_path / "backup.yaml"
     path.write_text(MANUAL_EXAMPLES[number])
-    assert load(str(path), {"HOME": "/home/user"}, "box").encryption == "off"
+    config = load(str(path), {"HOME": "/home/user"}, "box")
+    written = yaml.safe_load(MANUAL_EXAMPLES[number])["encryption"]
+    assert config.encryption == (EncryptionSettings(tuple(written["recipients"])) if written else "off")
 
 
 def test_the_manual_has_three_whole_examples() -> None:

@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from s3hashsync.codec.age_keys import X25519Recipient
 from s3hashsync.config.faults import FaultLog, KeyPath, Value, where
 from s3hashsync.config.locations import Folder, parse_index, parse_objects
 from s3hashsync.config.model import (
     Config,
     Credentials,
+    EncryptionSettings,
     FolderUrl,
     IndexUrl,
     ObjectsUrl,
+    PackSettings,
     RepositorySettings,
     SourceSettings,
     SqliteUrl,
@@ -36,6 +39,12 @@ UPLOAD_THREADS = 8
 MASS_CHANGE_SHARE = 0.5
 MASS_CHANGE_FILES = 100
 LOG_INTERVAL_SECONDS = 120
+# Where a request costs as much as keeping megabytes for a year, larger contents are packed, into larger packs.
+PACKS = PackSettings(below=256 << 10, size=32 << 20)
+PACKS_OF_ARCHIVES = PackSettings(below=8 << 20, size=64 << 20)
+ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+MIN_PACK, MAX_PACK = 1 << 20, 512 << 20
+MAX_PACKED = 64 << 20
 # What is billed as if it had stayed that long, even if it is deleted on the next day.
 _BILLED_SECONDS = {
     "STANDARD_IA": 30 * DAY,
@@ -66,8 +75,9 @@ class Group:
         value = self.value(key)
         return value if isinstance(value, str) else None
 
-    def flag(self, key: str) -> bool:
-        return self.value(key) is True
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        value = self.value(key)
+        return value if isinstance(value, bool) else default
 
     def number(self, key: str, default: float) -> float:
         value = self.value(key)
@@ -106,18 +116,18 @@ def build(root: Group, hostname: str) -> Config:
         root.fault("log_interval", "a run log cannot be written every 0 seconds", "write 2m")
     if not hostname and not root.value("host"):
         root.fault("host", "this machine has no host name", "set host: to the name that it is to have")
-    encryption: Literal["off"] | None = "off" if root.value("encryption") in (False, "off") else None
-    guards = root.group("guards")
+    uploads, guards = root.group("uploads"), root.group("guards")
     return Config(
         file=root.file,
         repository=_repository(root.group("repository")),
-        encryption=encryption,
+        encryption=_encryption(root),
         host=root.text("host") or hostname,
         sources=_sources(root),
-        upload_threads=int(root.group("uploads").number("threads", UPLOAD_THREADS)),
+        upload_threads=int(uploads.number("threads", UPLOAD_THREADS)),
         mass_change_share=guards.number("mass_change_share", MASS_CHANGE_SHARE),
         mass_change_files=int(guards.number("mass_change_files", MASS_CHANGE_FILES)),
         log_interval_seconds=duration or LOG_INTERVAL_SECONDS,
+        verify_uploads=uploads.flag("verify", default=True),
     )
 
 
@@ -144,6 +154,29 @@ def _repository(group: Group) -> RepositorySettings:
         min_storage_seconds=billed if minimum is None else minimum,
         keep_deleted_seconds=max(KEEP_DELETED_SECONDS, billed) if keep is None else keep,
         append_only=group.flag("append_only"),
+        pack=_pack(group, storage_class),
+    )
+
+
+def _pack(repository: Group, storage_class: str) -> PackSettings | None:
+    """What the file says; a key that it leaves out gives way to the one that it does say."""
+    if repository.value("pack") in (False, "off"):
+        return None
+    group = repository.group("pack")
+    usual = PACKS_OF_ARCHIVES if storage_class in ARCHIVES else PACKS
+    below, size = group.parsed("below", parse_size), group.parsed("size", parse_size)
+    if size is not None and not MIN_PACK <= size <= MAX_PACK:
+        group.fault("size", "a pack has from 1MiB to 512MiB: it is held in memory while it is made")
+        size = None
+    if below == 0:
+        group.fault("below", "nothing is smaller than this", "write pack: off to have no packs")
+    elif below is not None and below > MAX_PACKED:
+        group.fault("below", "packs are for small contents: at most 64MiB", "larger ones gain nothing by being packed")
+    elif below is not None and size is not None and below > size:
+        group.fault("below", "is more than size: what is packed has to fit into a pack", "make size larger, or below smaller")
+    return PackSettings(
+        below=min(usual.below, size or usual.size) if below is None else below,
+        size=max(usual.size, below or 0) if size is None else size,
     )
 
 
@@ -169,6 +202,41 @@ def _credentials(group: Group) -> Credentials | None:
     if key is None or secret is None:
         return None
     return Credentials(key, secret, given.get("session_token"))
+
+
+def _encryption(root: Group) -> EncryptionSettings | Literal["off"] | None:
+    value = root.value("encryption")
+    if value in (False, "off"):
+        return "off"
+    if not isinstance(value, dict):
+        return None
+    group = root.group("encryption")
+    return EncryptionSettings(
+        recipients=_recipients(group),
+        passphrase=_secret(group, "passphrase"),
+        identity=_secret(group, "identity"),
+        host_key=group.parsed("host_key", group.folder.absolute),
+    )
+
+
+def _recipients(group: Group) -> tuple[str, ...]:
+    recipients = group.value("recipients")
+    first: dict[str, int] = {}
+    for number, recipient in enumerate(recipients if isinstance(recipients, list) else ()):
+        path = (*group.path, "recipients", number)
+        if not isinstance(recipient, str) or group.log.is_faulted(path):
+            continue
+        if recipient in first:
+            message = f"the recipient is there already, in line {first[recipient]}"
+            group.log.at_value(path, message, "take one of the two out: a second recipient is another key, kept elsewhere")
+            continue
+        try:
+            X25519Recipient.parse(recipient)
+        except UsageError as error:
+            group.log.at_value(path, error.message, error.hint)
+            continue
+        first[recipient] = group.log.places.value(path).line
+    return tuple(first)
 
 
 def _secret(group: Group, key: str) -> Secret | None:

@@ -1,11 +1,13 @@
 """The list of everything wrong with a file, and the places that each fault is shown at.
 
-Decides which faults are worth saying: not twice the same, and no consequence of one already said at that key.
+Decides which faults are worth saying: not twice the same, and no consequence of one already said at that key. No secret key of
+age is repeated, wherever in the file it was put.
 Knows nothing of YAML or of the schema.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -13,6 +15,7 @@ from s3hashsync.errors import Fault
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
 KeyPath = tuple[str | int, ...]
+_SECRET_KEY = re.compile(r"(AGE-SECRET-KEY-)[0-9A-Z-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,16 @@ class FaultLog:
         """Beside the value at the path, not about it: that takes further faults."""
         if path in self._closed:
             return
+        message, key = _without_secret_keys(message), _without_secret_keys(where(path))
         # An alias shows the same text at many paths: it is one fault, where it is written.
-        self._faults.setdefault((place.line, place.column, message), Fault(where(path), place.line, place.column, message, hint))
+        self._faults.setdefault((place.line, place.column, message), Fault(key, place.line, place.column, message, hint))
 
     def faults(self) -> list[Fault]:
         return sorted(self._faults.values(), key=lambda fault: (fault.line, fault.column))
+
+
+def _without_secret_keys(text: str) -> str:
+    return _SECRET_KEY.sub(r"\1…", text)
 
 
 def where(path: KeyPath) -> str:

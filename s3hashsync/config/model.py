@@ -60,8 +60,29 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class PackSettings:
+    """Contents of fewer than `below` bytes are put together into packs, each closed at `size` stored bytes."""
+
+    below: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionSettings:
+    """Whom the repository is encrypted to, and how this host opens it.
+
+    Without recipients an existing repository can still be opened. The texts of the recipients are valid and none is there twice.
+    """
+
+    recipients: tuple[str, ...] = ()
+    passphrase: Secret | None = None
+    identity: Secret | None = None
+    host_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RepositorySettings:
-    """An object store and the index that belongs to it. None is always: leave it to the AWS chain."""
+    """An object store and the index that belongs to it. None is: leave it to the AWS chain; for `pack`: no packs."""
 
     objects: ObjectsUrl
     index: IndexUrl
@@ -76,6 +97,7 @@ class RepositorySettings:
     min_storage_seconds: int
     keep_deleted_seconds: int
     append_only: bool
+    pack: PackSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +123,11 @@ class Config:
 
     file: str
     repository: RepositorySettings
-    encryption: Literal["off"] | None
+    encryption: EncryptionSettings | Literal["off"] | None
     host: str
     sources: tuple[SourceSettings, ...]
     upload_threads: int
     mass_change_share: float
     mass_change_files: int
     log_interval_seconds: int
+    verify_uploads: bool = True
