@@ -19,6 +19,7 @@ from s3hashsync import errors
 from s3hashsync.core.model import Item
 from s3hashsync.stores.base import (
     Attempt,
+    Body,
     Document,
     Index,
     ObjectStore,
@@ -229,7 +230,9 @@ class FaultyObjects:
     def single_put_limit(self) -> int:
         return self._store.single_put_limit
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+    def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
+        # A late request has its bytes with it, whatever becomes of its sender.
+        body = body if isinstance(body, bytes) else list(body)
         effect = lambda: self._remember(stem, self._store.put(stem, body, attempt))  # noqa: E731
         return _perform(self._plan, "objects.put", stem, effect)
 
@@ -287,6 +290,9 @@ class FaultyObjects:
 
     def delete_document(self, key: str) -> None:
         _perform(self._plan, "objects.delete_document", key, lambda: self._store.delete_document(key))
+
+    def forget_versions(self, key: str) -> None:
+        _perform(self._plan, "objects.forget_versions", key, lambda: self._store.forget_versions(key))
 
 
 class FaultyIndex:

@@ -180,17 +180,40 @@ def test_policies_give_each_role_what_it_needs_and_no_more() -> None:
     for role in (Role.BACKUP, Role.APPEND_ONLY, Role.RESTORE):
         assert "s3:DeleteObjectVersion" not in actions(role, place)
     assert "s3:DeleteObjectVersion" in actions(Role.CLEAN, place)
+    assert not any(action.startswith("dynamodb") for action in actions(Role.KEYS, place))
     assert "s3:DeleteObject" not in actions(Role.APPEND_ONLY, place)
     assert not {"s3:PutObject", "dynamodb:PartiQLUpdate"} & actions(Role.RESTORE, place)
     assert not any("dynamodb:DeleteItem" in actions(role, place) for role in Role)
     assert not any(action.startswith("dynamodb") for action in actions(Role.BACKUP, Place("bucket")))
 
 
+def reach(role: Role, action: str) -> set[str]:
+    """The keys that this action may be done to."""
+    document: Any = json.loads(policy(role, Place("bucket")))
+    found: set[str] = set()
+    for statement in document["Statement"]:
+        if action in statement["Action"]:
+            resources = statement["Resource"]
+            found |= set([resources] if isinstance(resources, str) else resources)
+    return {resource.removeprefix("arn:aws:s3:::bucket/") for resource in found}
+
+
+def test_a_host_cannot_write_the_keys_of_the_repository_nor_delete_any() -> None:
+    for role in (Role.BACKUP, Role.APPEND_ONLY):
+        assert reach(role, "s3:PutObject") == {"objects/*", "packs/*", "runs/*", "keys/sources/*", "repository.json"}
+        assert reach(role, "s3:DeleteObject") <= {"objects/*", "packs/*"}
+    assert reach(Role.CLEAN, "s3:DeleteObjectVersion") == {"objects/*", "packs/*"}
+    assert reach(Role.KEYS, "s3:DeleteObjectVersion") == reach(Role.KEYS, "s3:PutObject") == {"keys/*"}
+
+
 def test_policies_name_the_prefix() -> None:
     document = json.loads(policy(Role.BACKUP, Place("bucket", "/home/", "table", "eu-central-1", "123456789012")))
     resources = [statement["Resource"] for statement in document["Statement"]]
+    written = ("objects/*", "packs/*", "runs/*", "keys/sources/*", "repository.json")
     assert resources == [
         "arn:aws:s3:::bucket/home/*",
+        [f"arn:aws:s3:::bucket/home/{key}" for key in written],
+        [f"arn:aws:s3:::bucket/home/{key}" for key in written[:2]],
         "arn:aws:s3:::bucket",
         "arn:aws:s3:::bucket",
         "arn:aws:dynamodb:eu-central-1:123456789012:table/table",

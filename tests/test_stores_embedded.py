@@ -19,7 +19,7 @@ from s3hashsync.stores.base import Attempt, Write
 from s3hashsync.stores.filesystem import translated
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.sqlite import SqliteIndex
-from tests.conformance.index import IndexSuite, MakeIndex, record
+from tests.conformance.index import IndexSuite, MakeIndex, control, fresh_rev, record
 from tests.conformance.objects import MakeObjects, ObjectStoreSuite
 
 
@@ -248,9 +248,25 @@ def test_foreign_files_are_left_alone(path: str, create: bool) -> None:
 def test_a_newer_format_is_refused(path: str) -> None:
     SqliteIndex(path, create=True).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(errors.Unsupported, match="format 2"):
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(errors.Unsupported, match="format 99"):
         SqliteIndex(path)
+
+
+def test_the_first_format_is_read_and_upgraded(path: str) -> None:
+    """Items without binary data: as it was before there were packs."""
+    kept = control("repository", id="1")
+    index = SqliteIndex(path, create=True)
+    index.write([Write(kept, None)])
+    index.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("ALTER TABLE controls DROP COLUMN data; PRAGMA user_version = 1")
+    upgraded = SqliteIndex(path)
+    assert upgraded.read(["repository"]) == {"repository": kept}
+    pack = Control("pack:12", fresh_rev(), (("members", "2"),), bytes(64))
+    upgraded.write([Write(pack, None)])
+    assert list(upgraded.scan()) == [pack, kept]
+    upgraded.close()
 
 
 def test_a_lock_held_too_long_is_transient(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ Decides what each of them holds. Knows neither where they come from nor how they
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, TypeAlias
+
+from s3hashsync.core.value import value
 
 ContentHash = NewType("ContentHash", bytes)
 """32 bytes: the identity of a content (SHA-256 of its bytes; a keyed hash once encryption is on)."""
@@ -34,7 +35,7 @@ class Kind(Enum):
     BLOCK_DEVICE = "blockdev"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """One path of a source with all its metadata.
 
@@ -69,16 +70,17 @@ class RecordState(Enum):
     GONE = "gone"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ObjectAt:
     """A content that has an object of its own: `objects/<hash>`, in exactly this version."""
 
     version: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PackAt:
-    """A content inside a pack: the frame that holds it, and its place in the decompressed frame (bytes)."""
+    """A content inside a pack. `frame_offset` and `frame_length` are the zstd frame's place in the pack before encryption,
+    `offset` is where the content's own bytes begin (behind the tar header) in the decompressed frame; all in bytes."""
 
     pack: str
     version: str
@@ -90,10 +92,28 @@ class PackAt:
 Location: TypeAlias = ObjectAt | PackAt
 
 ENCODING_ZSTD = "zstd"
-"""One zstd frame with content checksum."""
+"""One zstd frame with content checksum; in a pack, frames of a tar."""
+
+_SEALED = "zstd+age:"
 
 
-@dataclass(frozen=True, slots=True)
+def sealed_encoding(epoch: int) -> str:
+    """The same inside an age file to the recipient of this epoch of the repository's keys (1, 2, …)."""
+    return f"{_SEALED}{epoch}"
+
+
+def epoch_of(encoding: str) -> int | None:
+    """The epoch whose identity opens bytes of this encoding, None for bytes that are not encrypted. `ValueError` for an
+    encoding that this version does not know."""
+    if encoding == ENCODING_ZSTD:
+        return None
+    number = encoding.removeprefix(_SEALED)
+    if number != encoding and number.isascii() and number.isdigit() and number[0] != "0":
+        return int(number)
+    raise ValueError(f"unknown encoding {encoding!r}")
+
+
+@value
 class Content:
     """Everything that is needed to fetch a content and to check it. Sizes in bytes, `stored_at` in epoch seconds;
     `checksum` is `<algorithm>:<base64>` over the stored bytes, as the object store verified it."""
@@ -108,7 +128,7 @@ class Content:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """The index item of one hash.
 
@@ -154,7 +174,7 @@ class Record:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Overflow:
     """Names of one hash that no longer fit into its record. Holds names only: no state, no location."""
 
@@ -168,13 +188,15 @@ class Overflow:
         return overflow_key(self.hash, self.prefix)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Control:
-    """An item that is no record: `repository`, `source:<name>`, later `pack:<id>`. Fields are plain strings."""
+    """An item that is no record: `repository`, `source:<name>`, `pack:<id>`. Fields are plain strings; `data` is what would
+    be too long as text (the members of a pack: 32 bytes each)."""
 
     key: str
     rev: Rev
     fields: tuple[tuple[str, str], ...] = ()
+    data: bytes = b""
 
     def get(self, name: str, default: str = "") -> str:
         return next((value for key, value in self.fields if key == name), default)
@@ -190,3 +212,13 @@ def overflow_key(hash_: ContentHash, prefix: str) -> str:
 def object_stem(hash_: ContentHash) -> str:
     """The object's key in the store, before a store without versions adds its suffix."""
     return f"objects/{hash_.hex()}"
+
+
+def pack_stem(pack: str) -> str:
+    """The pack's key in the store, before a store without versions adds its suffix."""
+    return f"packs/{pack}"
+
+
+def pack_key(pack: str) -> str:
+    """The key of the index item that lists the pack's members."""
+    return f"pack:{pack}"

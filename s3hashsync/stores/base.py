@@ -7,13 +7,13 @@ The conformance suite's tests carry the clauses' numbers. Stores are used from m
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from s3hashsync.core.model import Item, Rev
+from s3hashsync.core.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stored:
     """What a finished put left: the version to pin, the stored size in bytes, the checksum as `<algorithm>:<base64>`."""
 
@@ -22,7 +22,7 @@ class Stored:
     checksum: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attempt:
     """How one put is to be done. `id` is random hex, fresh for every attempt at storing one content: it is how a process that
     died between put and record finds its own version again (see O9)."""
@@ -31,7 +31,7 @@ class Attempt:
     storage_class: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Version:
     """One stored version (or delete marker) as a listing shows it. `modified` is the store's clock, epoch seconds."""
 
@@ -44,13 +44,21 @@ class Version:
     storage_class: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Document:
     """A small piece of metadata as a listing shows it."""
 
     key: str
     size: int
     modified: float
+
+
+Body: TypeAlias = bytes | Sequence[bytes]
+"""What is put: the bytes, or the pieces that they are in, so that a large body needs not be in memory twice."""
+
+
+def pieces_of(body: Body) -> Sequence[bytes]:
+    return (body,) if isinstance(body, bytes) else body
 
 
 class Upload(Protocol):
@@ -109,7 +117,7 @@ class ObjectStore(ObjectReader, Protocol):
     def single_put_limit(self) -> int:
         """Contents above this size, in bytes, go by `begin`."""
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+    def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
         """O1 Atomic: the version is whole or absent. O2 Readable as soon as put has returned. O3 Verified by the store with a
         checksum. A second put with the same attempt id never changes what the first one stored: on a store without versions it
         returns the first one's version; on a store with versions it may make another version."""
@@ -142,8 +150,12 @@ class ObjectStore(ObjectReader, Protocol):
     def delete_document(self, key: str) -> None:
         """O15 An absent one is fine."""
 
+    def forget_versions(self, key: str) -> None:
+        """O16 Deletes for good what a replaced or deleted document was before: all but its present state. Where the store keeps
+        no versions there is nothing to do. `Denied` where the right is missing."""
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class Write:
     """One conditional write of a whole item: `expects` is the rev the item must have now, None: it must be absent.
     `item.rev` is fresh, drawn before the first try and kept over retries."""
@@ -152,7 +164,7 @@ class Write:
     expects: Rev | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """`written` is whether the item now holds, or has held, this write. When not, `found` is the item that stood in the way."""
 

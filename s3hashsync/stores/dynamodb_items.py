@@ -47,7 +47,7 @@ RECORD_ATTRIBUTES = (
     "spill",
 )
 OVERFLOW_ATTRIBUTES = ("file_names", "rev")
-CONTROL_ATTRIBUTES = ("fields", "rev")
+CONTROL_ATTRIBUTES = ("fields", "data", "rev")
 _RECORD_KEY = re.compile(r"[0-9a-f]{64}")
 _OVERFLOW_KEY = re.compile(r"([0-9a-f]{64})#([0-9a-f]*)")
 
@@ -71,11 +71,12 @@ def encode_item(item: Item) -> Attributes:
             attributes |= _encode_record(item)
         case Overflow():
             attributes |= _names(item.names)
-        case Control() if item.fields:
-            # A list of pairs, not a map: fields have an order, and their names cannot collide with ours.
-            attributes["fields"] = {"L": [{"L": [{"S": name}, {"S": value}]} for name, value in item.fields]}
         case Control():
-            pass
+            if item.fields:
+                # A list of pairs, not a map: fields have an order, and their names cannot collide with ours.
+                attributes["fields"] = {"L": [{"L": [{"S": name}, {"S": value}]} for name, value in item.fields]}
+            if item.data:
+                attributes["data"] = {"B": item.data}
     return attributes
 
 
@@ -88,7 +89,8 @@ def decode_item(attributes: Attributes) -> Item:
         if match := _OVERFLOW_KEY.fullmatch(key):
             return Overflow(ContentHash(bytes.fromhex(match[1])), match[2], rev, _decode_names(attributes))
         pairs = _value(attributes, "fields", "L", [])
-        return Control(key, rev, tuple((pair["L"][0]["S"], pair["L"][1]["S"]) for pair in pairs))
+        fields = tuple((pair["L"][0]["S"], pair["L"][1]["S"]) for pair in pairs)
+        return Control(key, rev, fields, bytes(_value(attributes, "data", "B", b"")))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise Corrupt(f"the index item {key!r} cannot be read: {error}", "was it changed by another program?") from error
 

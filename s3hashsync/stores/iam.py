@@ -1,7 +1,7 @@
 """The rights that each role needs, as IAM policies.
 
-Decides the smallest set of actions for backing up, restoring and cleaning. Knows neither accounts nor
-users, and asks nobody. A backup host cannot delete a version for good; one that is append-only cannot even
+Decides the smallest set of actions for backing up, restoring, cleaning and changing recipients. Knows
+neither accounts nor users, and asks nobody. A backup host cannot delete a version for good; one that is append-only cannot even
 put a delete marker.
 """
 
@@ -17,6 +17,7 @@ class Role(Enum):
     APPEND_ONLY = "append-only backup"
     RESTORE = "restore"
     CLEAN = "clean"
+    KEYS = "keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,21 @@ class Place:
     partition: str = "aws"
 
 
-_READ_OBJECTS = ("s3:GetObject", "s3:GetObjectVersion")
-_WRITE_OBJECTS = ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
-_OBJECT_ACTIONS = {
+_READ = ("s3:GetObject", "s3:GetObjectVersion")
+_PUT = ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+_CONTENTS = ("objects/*", "packs/*")
+# A host adds the keys of a source by itself; whom the repository's own key is encrypted to is no business of a host's.
+_WRITTEN = (*_CONTENTS, "runs/*", "keys/sources/*", "repository.json")
+_Rights = tuple[str, tuple[str, ...], tuple[str, ...]]
+_EVERYTHING: _Rights = ("Read", _READ, ("*",))
+_OBJECTS: dict[Role, tuple[_Rights, ...]] = {
     # Conditional writes and the search for an own upload read what is there: so a backup reads as well.
-    Role.BACKUP: (*_READ_OBJECTS, *_WRITE_OBJECTS, "s3:DeleteObject"),
-    Role.APPEND_ONLY: (*_READ_OBJECTS, *_WRITE_OBJECTS),
-    Role.RESTORE: (*_READ_OBJECTS, "s3:RestoreObject"),
-    Role.CLEAN: (*_READ_OBJECTS, "s3:DeleteObject", "s3:DeleteObjectVersion"),
+    Role.BACKUP: (_EVERYTHING, ("Write", _PUT, _WRITTEN), ("Hide", ("s3:DeleteObject",), _CONTENTS)),
+    Role.APPEND_ONLY: (_EVERYTHING, ("Write", _PUT, _WRITTEN)),
+    Role.RESTORE: (("Read", (*_READ, "s3:RestoreObject"), ("*",)),),
+    Role.CLEAN: (_EVERYTHING, ("Delete", ("s3:DeleteObject", "s3:DeleteObjectVersion"), _CONTENTS)),
+    # The old versions of key files go for good, or whoever was removed could still open the repository with them.
+    Role.KEYS: (_EVERYTHING, ("Keys", ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"), ("keys/*",))),
 }
 _LIST_BUCKET = ("s3:ListBucket", "s3:ListBucketVersions")
 # What `doctor`, and the start of every apply and clean, look at.
@@ -57,16 +65,17 @@ def policy(role: Role, place: Place) -> str:
     if prefix:
         listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
     statements = [
-        _allow("Objects", _OBJECT_ACTIONS[role], f"{bucket}/{prefix}*"),
+        *(_allow(name, actions, *(f"{bucket}/{prefix}{key}" for key in keys)) for name, actions, keys in _OBJECTS[role]),
         listing,
         _allow("InspectBucket", (*_INSPECT_BUCKET, *_INSPECT_BUCKET_MORE), bucket),
     ]
-    if place.table:
+    if place.table and role is not Role.KEYS:
         table = f"arn:{place.partition}:dynamodb:{place.region}:{place.account}:table/{place.table}"
         writes = () if role is Role.RESTORE else _WRITE_TABLE
         statements.append(_allow("Index", (*_READ_TABLE, *_INSPECT_TABLE, *writes), table))
     return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
 
 
-def _allow(name: str, actions: tuple[str, ...], resource: str) -> dict[str, object]:
-    return {"Sid": name, "Effect": "Allow", "Action": sorted(actions), "Resource": resource}
+def _allow(name: str, actions: tuple[str, ...], *resources: str) -> dict[str, object]:
+    where: object = resources[0] if len(resources) == 1 else list(resources)
+    return {"Sid": name, "Effect": "Allow", "Action": sorted(actions), "Resource": where}

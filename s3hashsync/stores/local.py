@@ -14,11 +14,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from s3hashsync import errors
-from s3hashsync.stores.base import Attempt, Document, Stored, Upload, Version
+from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, pieces_of
 from s3hashsync.stores.folder import TEMPORARY, Folder, sync_file, write_all
 from s3hashsync.stores.local_upload import LocalUpload
 
@@ -70,23 +70,27 @@ class LocalObjects:
 
     # contents
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+    def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
         path = _path_of(stem, attempt.id)
         if path is None:
             raise ValueError(f"not an attempt id: {attempt.id!r}")
-        digest = hashlib.sha256(body).digest()
+        pieces = pieces_of(body)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
         with self._folder.translating(f"write {stem}"):
-            if self._write(path, body, digest):
-                return Stored(attempt.id, len(body), _checksum(digest))
+            if self._write(path, pieces, digest.digest()):
+                return Stored(attempt.id, sum(map(len, pieces)), _checksum(digest.digest()))
         return self._first_one(stem, attempt.id)
 
-    def _write(self, path: str, body: bytes, digest: bytes) -> bool:
+    def _write(self, path: str, pieces: Sequence[bytes], digest: bytes) -> bool:
         """False when the name is taken. The batch's durability is the barrier's."""
         folder = os.path.dirname(path)
         fd, temporary = self._folder.temporary(folder)
         try:
             try:
-                write_all(fd, body)
+                for piece in pieces:
+                    write_all(fd, piece)
                 self._folder.seal(fd, digest)
             finally:
                 os.close(fd)
@@ -253,6 +257,9 @@ class LocalObjects:
 
     def delete_document(self, key: str) -> None:
         self._delete(_checked(key))
+
+    def forget_versions(self, key: str) -> None:
+        """Nothing: a replaced file is gone."""
 
     # what crashes leave
 

@@ -22,6 +22,7 @@ from s3hashsync import errors
 from s3hashsync.core.model import Item
 from s3hashsync.stores.base import (
     Attempt,
+    Body,
     Document,
     Index,
     ObjectStore,
@@ -181,7 +182,7 @@ class RetryingObjects:
     def single_put_limit(self) -> int:
         return self._store.single_put_limit
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+    def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
         return self._retrier.run("put", lambda: self._store.put(stem, body, attempt))
 
     def begin(self, stem: str, attempt: Attempt, size_hint: int) -> Upload:
@@ -272,6 +273,9 @@ class RetryingObjects:
 
     def delete_document(self, key: str) -> None:
         self._retrier.run("delete document", lambda: self._store.delete_document(key))
+
+    def forget_versions(self, key: str) -> None:
+        self._retrier.run("forget versions", lambda: self._store.forget_versions(key))
 
 
 class RetryingIndex:

@@ -13,11 +13,12 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from s3hashsync.errors import AlreadyThere, Missing, StoreError, Unreachable
+from s3hashsync.errors import AlreadyThere, Missing, StoreError, Unreachable, Unsupported
 from s3hashsync.stores.aws import status_of, translated
-from s3hashsync.stores.base import Attempt, Document, Stored, Upload, Version
+from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, pieces_of
 from s3hashsync.stores.s3_upload import MultipartUpload, part_size_for, upload_token, uploaded_parts
 
 SINGLE_PUT_LIMIT = 64 << 20
@@ -43,22 +44,23 @@ class S3Objects:
     def versioned(self) -> bool:
         return self._versioned
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
+    def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
         key = self._content_key(stem, attempt.id)
+        whole = b"".join(pieces_of(body))
         try:
             with translated(f"storing {self._place(key)}"):
                 answer = self._client.put_object(
                     **self._at(key),
                     # A bytes body would be copied into one buffer with the request's head; a stream is not.
-                    Body=io.BytesIO(body),
-                    ChecksumSHA256=(checksum := _sha256(body)),
+                    Body=io.BytesIO(whole),
+                    ChecksumSHA256=(checksum := _sha256(whole)),
                     Metadata={_ATTEMPT: attempt.id},
                     StorageClass=attempt.storage_class or STANDARD,
                     **self._create_only(),
                 )
         except AlreadyThere:
             return self._own_key(stem, attempt.id)
-        return Stored(self.pinned(stem, attempt.id, answer), len(body), f"sha256:{checksum}")
+        return Stored(self.pinned(stem, attempt.id, answer), len(whole), f"sha256:{checksum}")
 
     def begin(self, stem: str, attempt: Attempt, size_hint: int) -> Upload:
         key = self._content_key(stem, attempt.id)
@@ -168,6 +170,20 @@ class S3Objects:
                 self._client.delete_object(**self._at(self._prefix + key))
         except Missing:
             return
+
+    def forget_versions(self, key: str) -> None:
+        """Also where contents have keys of their own: versioning may have been switched on later."""
+        try:
+            found = list(self._entries_of(self._prefix + key))
+        except Unsupported:
+            return
+        # A marker on top hides what is below it until that is gone.
+        found.sort(key=lambda entry: (_IS_MARKER in entry, entry["IsLatest"]))
+        for entry in found:
+            if entry["IsLatest"] and _IS_MARKER not in entry:
+                continue
+            with suppress(Missing), translated(f"deleting an old version of {self._place(self._prefix + key)}"):
+                self._client.delete_object(**self._at(self._prefix + key), VersionId=entry["VersionId"])
 
     def _write_document(self, key: str, body: bytes, condition: dict[str, str]) -> None:
         with translated(f"writing {self._place(self._prefix + key)}"):

@@ -23,7 +23,7 @@ from s3hashsync.stores.base import Outcome, Write
 from s3hashsync.stores.filesystem import file_system_kind, is_remote, translated
 
 APPLICATION_ID = 0x73336873  # "s3hs"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 CHUNK = 500
 """Keys of one SELECT: below every build's limit of parameters, and always the same statement."""
@@ -33,7 +33,7 @@ _FOREIGN = "choose another path, or restore the index from a copy; `rebuild` mak
 
 _INSERT_RECORD = f"INSERT OR REPLACE INTO records VALUES ({', '.join('?' * rows.RECORD_COLUMNS)})"
 _INSERT_OVERFLOW = "INSERT OR REPLACE INTO overflows VALUES (?, ?, ?, ?)"
-_INSERT_CONTROL = "INSERT OR REPLACE INTO controls VALUES (?, ?, ?)"
+_INSERT_CONTROL = "INSERT OR REPLACE INTO controls VALUES (?, ?, ?, ?)"
 _IN_CHUNK = f"IN ({', '.join('?' * CHUNK)})"
 
 
@@ -125,6 +125,17 @@ class SqliteIndex:
                 f"{self.path}: the index has format {version}, this program knows {SCHEMA_VERSION} at most",
                 "use a newer s3hashsync",
             )
+        # What may only be read is read as it is.
+        self._data = "NULL" if self.read_only and version == 1 else "data"
+        if version < SCHEMA_VERSION and not self.read_only:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        for version in range(self._pragma("user_version"), SCHEMA_VERSION):
+            self._db.execute(rows.UPGRADES[version])
+            self._db.execute(f"PRAGMA user_version = {version + 1}")
+        self._db.execute("COMMIT")
 
     def _pragma(self, name: str) -> int:
         return self._one(f"PRAGMA {name}")
@@ -178,7 +189,7 @@ class SqliteIndex:
             query = "SELECT hash, prefix, rev, names FROM overflows WHERE hash = ? AND prefix = ?"
             for row in self._db.execute(query, (hash_, prefix)):
                 yield rows.overflow_of(*row)
-        for row in self._chunked(f"SELECT key, rev, fields FROM controls WHERE key {_IN_CHUNK}", controls):
+        for row in self._chunked(f"SELECT key, rev, fields, {self._data} FROM controls WHERE key {_IN_CHUNK}", controls):
             yield rows.control_of(*row)
 
     def _chunked(self, query: str, keys: Sequence[bytes | str]) -> Iterator[tuple[Any, ...]]:
@@ -202,7 +213,7 @@ class SqliteIndex:
         query = "SELECT hash, prefix, rev, names FROM overflows WHERE (hash, prefix) > (?, ?)"
         for row in self._pages(f"{query} ORDER BY hash, prefix LIMIT {PAGE}", [b"", ""]):
             yield rows.overflow_of(*row)
-        query = f"SELECT key, rev, fields FROM controls WHERE key > ? ORDER BY key LIMIT {PAGE}"
+        query = f"SELECT key, rev, fields, {self._data} FROM controls WHERE key > ? ORDER BY key LIMIT {PAGE}"
         for row in self._pages(query, [""]):
             yield rows.control_of(*row)
 

@@ -1,4 +1,4 @@
-"""The clauses O1 to O15 of an object store. A test's name carries its clause."""
+"""The clauses O1 to O16 of an object store. A test's name carries its clause."""
 
 from __future__ import annotations
 
@@ -472,3 +472,24 @@ class ObjectStoreSuite:
         assert list(store.documents("keys/")) == []
         store.create_document("keys/old.age", b"anew")
         assert store.read_document("keys/old.age") == b"anew"
+
+    def test_o16_what_a_document_was_before_is_forgotten(self, store: ObjectStore) -> None:
+        for key in ("keys/1.age", "keys/1.age-more"):
+            for body in (b"first", b"second", b"third"):
+                store.replace_document(key, body)
+        before = contents(store, "keys/1.age-more")
+        store.forget_versions("keys/1.age")
+        store.forget_versions("keys/never/was.age")
+        assert store.read_document("keys/1.age") == b"third"
+        assert len(contents(store, "keys/1.age")) == int(store.versioned)
+        assert contents(store, "keys/1.age-more") == before
+
+    def test_o16_a_deleted_document_is_forgotten_as_a_whole(self, store: ObjectStore) -> None:
+        store.replace_document("keys/1.1.age", b"first")
+        store.delete_document("keys/1.1.age")
+        store.replace_document("keys/1.1.age", b"second")
+        store.delete_document("keys/1.1.age")
+        store.forget_versions("keys/1.1.age")
+        assert [v for v in store.versions("keys/1.1.age") if v.stem == "keys/1.1.age"] == []
+        with pytest.raises(errors.Missing):
+            store.read_document("keys/1.1.age")

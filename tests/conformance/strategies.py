@@ -117,6 +117,7 @@ controls = st.builds(
     rev=revs,
     # In the order of their names: an index need not keep another order.
     fields=st.dictionaries(field_names, field_values, max_size=6).map(lambda fields: tuple(sorted(fields.items()))),
+    data=st.binary(max_size=400),
 )
 
 items: st.SearchStrategy[Item] = st.one_of(records(), overflows, controls)
