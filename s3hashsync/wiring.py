@@ -9,16 +9,21 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from s3hashsync.config import Config, DynamoUrl, FolderUrl, S3Url, SqliteUrl, find_config, load
+from s3hashsync.config import Config, DynamoUrl, EncryptionSettings, FolderUrl, S3Url, SqliteUrl, find_config, load
 from s3hashsync.errors import Denied, Missing, NoRepository, Refused
 from s3hashsync.run.backup import Job
+from s3hashsync.run.founding import Founder, Openers, found_encrypted
+from s3hashsync.run.helper import Helper
+from s3hashsync.run.identities import Unlocking, opener_finder
+from s3hashsync.run.keyring import Keyring, NoKeys
+from s3hashsync.run.keys import HostPlace, RepositoryKeys, check_new, check_pins, check_setting
 from s3hashsync.run.lease import all_sources
-from s3hashsync.run.progress import Progress, Stop
-from s3hashsync.run.repository import STORE, SUFFIX, Repository, open_repository, read_identity
+from s3hashsync.run.progress import Progress, Silent, Stop
+from s3hashsync.run.repository import PLAIN, STORE, SUFFIX, Identity, Repository, initialise, open_repository, read_identity
 from s3hashsync.stores.base import Index, ObjectStore
 from s3hashsync.stores.filesystem import file_system_kind, is_remote
 from s3hashsync.stores.local import LocalObjects
@@ -175,11 +180,49 @@ def _told(progress: Progress) -> Callable[[RetryEvent], None]:
 
 
 @contextmanager
-def opened_job(config: Config, environ: Mapping[str, str], progress: Progress, stop: Stop) -> Iterator[Job]:
+def opened_job(
+    config: Config, environ: Mapping[str, str], progress: Progress, stop: Stop, unlocking: Unlocking | None = None
+) -> Iterator[Job]:
     """Everything a command needs to work on the repository; raises `NoRepository` when there is none."""
     with opened_stores(config, environ, progress) as stores:
-        repository = open_repository(stores.objects, stores.index)
-        yield make_job(config, repository, environ, progress, stop)
+
+        def keys(about: Identity) -> Keyring:
+            return keys_of(config, environ, stores.objects, about, unlocking)
+
+        repository = open_repository(stores.objects, stores.index, keys)
+        with closing(Helper()) as helper:
+            job = make_job(config, repository, environ, progress, stop)
+            yield replace(job, helper=helper) if (os.cpu_count() or 1) > 1 else job
+
+
+# Keys
+
+
+def host_place(config: Config, environ: Mapping[str, str]) -> HostPlace:
+    """Where this host keeps its key files: the XDG configuration folder."""
+    base = environ.get("XDG_CONFIG_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    if not base.startswith("/"):
+        base = os.path.join(os.path.expanduser("~"), ".config")
+    settings = config.encryption
+    named = settings.host_key if isinstance(settings, EncryptionSettings) else None
+    return HostPlace(os.path.join(base, "s3hashsync", "hosts"), str(config.repository.objects), named)
+
+
+def keys_of(
+    config: Config, environ: Mapping[str, str], objects: ObjectStore, about: Identity, unlocking: Unlocking | None = None
+) -> Keyring:
+    """The keys of this repository. Raises `WrongKey` when it is not what this host knows, `Refused` when it is not what the
+    configuration says."""
+    place = host_place(config, environ)
+    check_pins(place, about)
+    check_setting(config, about)
+    if about.encryption == PLAIN:
+        return NoKeys()
+    return RepositoryKeys(objects, about, place, opener_finder(config, environ, unlocking or Unlocking()), os.urandom)
+
+
+# Jobs
 
 
 def make_job(config: Config, repository: Repository, environ: Mapping[str, str], progress: Progress, stop: Stop) -> Job:
@@ -199,15 +242,61 @@ def make_job(config: Config, repository: Repository, environ: Mapping[str, str],
 
 
 def own_paths(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What belongs to the program itself: the folder of the local states, what an embedded repository consists of (its folder may
-    hold other things, too), an index file with its logs."""
-    paths = [os.path.dirname(state_folder(environ, "x"))]
+    """What belongs to the program itself: the folders of the local states and of the key files, what an embedded repository
+    consists of (its folder may hold other things, too), an index file with its logs."""
+    place = host_place(config, environ)
+    paths = [os.path.dirname(state_folder(environ, "x")), place.folder, *([place.named] if place.named else [])]
     if isinstance(config.repository.objects, FolderUrl):
         parts = ("objects", "packs", "runs", "keys", "repository.json")
         paths += [os.path.join(config.repository.objects.path, part) for part in parts]
     if isinstance(config.repository.index, SqliteUrl):
         paths += [config.repository.index.path + suffix for suffix in ("", "-wal", "-shm", "-journal")]
     return tuple(paths)
+
+
+@contextmanager
+def opened_keys(config: Config, environ: Mapping[str, str], progress: Progress, unlocking: Unlocking) -> Iterator[RepositoryKeys]:
+    """The keys of an encrypted repository; the index is not opened. Raises `Refused` where nothing is encrypted."""
+    with ExitStack() as stack:
+        aws = connect_aws(config, environ) if isinstance(config.repository.objects, S3Url) else None
+        objects = RetryingObjects(_objects(config, aws, stack, create=False), RetryPolicy(), _told(progress))
+        about = read_identity(objects)
+        if about is None:
+            raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
+        keys = keys_of(config, environ, objects, about, unlocking)
+        if not isinstance(keys, RepositoryKeys):
+            raise Refused("the repository is not encrypted: there are no keys", "whether it is, was decided when it was made")
+        yield keys
+
+
+def repository_there(config: Config, environ: Mapping[str, str]) -> bool:
+    """Whether there is a repository, without making anything."""
+    try:
+        with opened_stores(config, environ, Silent()):
+            return True
+    except (NoRepository, Missing):
+        return False
+
+
+def make_repository(
+    config: Config, stores: Stores, environ: Mapping[str, str], unlocking: Unlocking, openers: Openers | None
+) -> tuple[Identity, bool]:
+    """`init`: the repository, encrypted to `openers` (None: not at all), and whether it is new."""
+    place, now = host_place(config, environ), int(time.time())
+    about = read_identity(stores.objects)
+    if about is not None:
+        check_pins(place, about)
+        check_setting(config, about)
+    if openers is None if about is None else about.encryption == PLAIN:
+        if about is None:
+            check_new(place, "")
+        return initialise(stores.objects, stores.index, now, os.urandom)
+    opener = None
+    if unlocking.identity_file:
+        # Nobody is asked for what hardly any init needs.
+        opener = opener_finder(config, environ, unlocking)(by_passphrase=False)
+    founder = Founder(stores.objects, stores.index, place, openers or Openers(()), now, os.urandom, opener)
+    return found_encrypted(founder)
 
 
 # Looking at the stores themselves, for `init`, `doctor` and the start of every apply
@@ -269,4 +358,5 @@ def iam_policies(config: Config) -> list[tuple[str, str]]:
         return []
     table = index.table if isinstance(index, DynamoUrl) else None
     place = Place(objects.bucket, objects.prefix, table)
-    return [(role.value, policy(role, place)) for role in Role]
+    roles = [role for role in Role if role is not Role.KEYS or config.encryption != "off"]
+    return [(role.value, policy(role, place)) for role in roles]

@@ -7,9 +7,11 @@ themselves on `cli`.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from s3hashsync.cli.progress import Shown
 from s3hashsync.config import Config
 from s3hashsync.errors import ExitCode, Interrupted, S3HashSyncError
 from s3hashsync.run.backup import Job
+from s3hashsync.run.identities import Unlocking
 from s3hashsync.run.progress import Stop
 from s3hashsync.wiring import load_config, opened_job
 
@@ -41,6 +44,7 @@ class Context:
     verbose: bool = False
     stop: Stop = field(default_factory=Stop)
     exit_code: ExitCode = ExitCode.DONE
+    identity_file: str | None = None
     _output: Output | None = None
 
     @property
@@ -56,21 +60,56 @@ class Context:
     def job(self, during: str) -> Iterator[tuple[Job, Shown]]:
         """The opened repository, with progress on the terminal."""
         config = self.config()
-        with Shown(self.output, during) as progress, opened_job(config, os.environ, progress, self.stop) as job:
+        with (
+            Shown(self.output, during) as progress,
+            opened_job(config, os.environ, progress, self.stop, self.unlocking(progress)) as job,
+        ):
             yield job, progress
 
+    def unlocking(self, progress: Shown, *, may_ask: bool = True) -> Unlocking:
+        """How this command opens an encrypted repository, should it have to."""
+
+        def ask(question: str, *, hidden: bool) -> str:
+            progress.stop()
+            return self.ask(question, hidden=hidden)
+
+        # Prompts go to stderr: what is listed may well go into a pipe.
+        somebody = may_ask and not self.as_json and all(s is not None and s.isatty() for s in (sys.stdin, sys.stderr))
+        return Unlocking(self.identity_file, ask if somebody else None, self.output.warning)
+
+    def ask(self, question: str, *, hidden: bool = False, twice: bool = False, default: str | None = None) -> str:
+        """What the person types."""
+        with _answering():
+            answer: str = click.prompt(question, default, hide_input=hidden, confirmation_prompt=twice, err=True)
+            return answer
+
     def confirm(self, question: str) -> None:
-        """Asks; anything but yes raises `click.Abort`. Nothing is under way yet, so the first Ctrl-C is an answer, too."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
+        """Asks; anything but yes raises `click.Abort`."""
+        with _answering():
             click.confirm(question, abort=True)
-        finally:
-            signal.signal(signal.SIGINT, before)
+
+    def agrees(self, question: str) -> bool:
+        """Asks; yes unless the person says no."""
+        with _answering():
+            return click.confirm(question, default=True)
 
     @property
     def interactive(self) -> bool:
         # Python has None where a stream was closed by the caller (`<&-`).
         return all(s is not None and s.isatty() for s in (sys.stdin, sys.stdout)) and not self.as_json
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """While a person is asked the first Ctrl-C is an answer. Only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)
@@ -103,6 +142,17 @@ def common(function: _F) -> _F:
     return function
 
 
+def identity_option(function: _F) -> _F:
+    """For what reads the content of an encrypted repository."""
+    return click.option(
+        "--identity",
+        metavar="FILE",
+        expose_value=False,
+        callback=_store("identity_file"),
+        help="The age identity file that opens an encrypted repository.",
+    )(function)
+
+
 class _Commands(click.Group):
     """Loads a command's module when it is called, so that `plan` does not pay for `restore`."""
 
@@ -123,6 +173,8 @@ class _Commands(click.Group):
         "diff": "browse",
         "restore": "restore",
         "rebuild": "rebuild",
+        "recovery-kit": "recovery",
+        "key": "keys",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -132,7 +184,7 @@ class _Commands(click.Group):
         if cmd_name not in self._MODULES:
             return None
         module = import_module(f"s3hashsync.cli.{self._MODULES[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
 
@@ -147,6 +199,8 @@ def entry_point() -> None:
     """Runs the program and exits with the code that the documentation promises."""
     context = Context()
     _listen(context.stop)
+    # A run makes millions of objects without cycles: looking for cycles at the usual pace takes a tenth of its time.
+    gc.set_threshold(100_000, 50, 50)
     sys.exit(run(sys.argv[1:], context))
 
 

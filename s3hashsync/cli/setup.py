@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Iterator
 
 import click
 from click.shell_completion import get_completion_class
 
-from s3hashsync.cli.app import Context, cli, common, pass_context
+from s3hashsync.cli.app import Context, cli, common, identity_option, pass_context
 from s3hashsync.cli.output import Output, plural
 from s3hashsync.cli.overlap import overlaps
 from s3hashsync.cli.progress import Shown
-from s3hashsync.config import Config, FolderUrl, S3Url, schema_text
+from s3hashsync.codec.age import Passphrase
+from s3hashsync.codec.key_files import RECIPIENTS, fingerprint_text
+from s3hashsync.config import Config, EncryptionSettings, FolderUrl, S3Url, schema_text
 from s3hashsync.core.ignore import dead_negations
 from s3hashsync.errors import Refused, S3HashSyncError, UsageError
-from s3hashsync.run.repository import initialise
-from s3hashsync.wiring import check_stores, iam_policies, needs_aws, opened_stores, prepare_stores
+from s3hashsync.run.founding import Openers, is_begun
+from s3hashsync.run.identities import generate_identity
+from s3hashsync.run.keyring import Keyring
+from s3hashsync.run.keys import ENROLL, RepositoryKeys
+from s3hashsync.run.recipients import difference, unlisted
+from s3hashsync.run.repository import Identity
+from s3hashsync.run.unlock import openers_text
+from s3hashsync.wiring import (
+    Found,
+    check_stores,
+    host_place,
+    iam_policies,
+    keys_of,
+    make_repository,
+    needs_aws,
+    opened_stores,
+    prepare_stores,
+    repository_there,
+)
 
+SYNC = "with the identity at hand: s3hashsync key sync"
 _SIGNS = {"ok": "ok", "created": "created", "warning": "warning", "refused": "refused"}
 
 
 @click.command("init")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before creating a bucket or a table.")
 @click.option("--point-in-time-recovery", is_flag=True, help="Switch on the table's continuous backup (costs money).")
+@click.option("--one-recipient", is_flag=True, help="Encrypt to a single recipient: lost with it, everything is lost.")
+@identity_option
 @common
 @pass_context
-def init_command(context: Context, yes: bool, point_in_time_recovery: bool) -> None:
+def init_command(context: Context, yes: bool, point_in_time_recovery: bool, one_recipient: bool) -> None:
     """Create the repository, or check that it is there and fits."""
     config, output = context.config(), context.output
-    if config.encryption is None and isinstance(config.repository.objects, S3Url):
-        raise UsageError(
-            f"{config.file} says nothing about encryption, and {config.repository.objects} is not on this machine",
-            "say `encryption: off` if the bucket's owner may read your files (encryption is not available yet in this version)",
-        )
+    openers = _openers(context, config, one_recipient=one_recipient)
     if needs_aws(config):
         if not yes:
             _ask(context, config)
@@ -41,19 +59,103 @@ def init_command(context: Context, yes: bool, point_in_time_recovery: bool) -> N
         _report(output, findings)
         _refuse(findings)
     with Shown(output, "init") as progress, opened_stores(config, os.environ, progress, create=True) as stores:
-        identity, new = initialise(stores.objects, stores.index, int(time.time()), os.urandom)
+        identity, new = make_repository(config, stores, os.environ, context.unlocking(progress), openers)
+        keys = keys_of(config, os.environ, stores.objects, identity)
+        _initialised(output, config, identity, keys, new=new)
+    if needs_aws(config) and not output.as_json:
+        for role, text in iam_policies(config):
+            output.info(f"\nIAM policy for the role {role}:\n{text}")
+
+
+def _initialised(output: Output, config: Config, identity: Identity, keys: Keyring, *, new: bool) -> None:
+    mine = keys if isinstance(keys, RepositoryKeys) else None
+    encryption: dict[str, object] = {"encryption": identity.encryption}
+    if mine is not None:
+        encryption |= {
+            "fingerprint": identity.fingerprint,
+            "enrolled": mine.host is not None,
+            "host_key": mine.host_file.path,
+        }
     output.message(
         "initialized",
         id=identity.id,
         new=new,
         objects=str(config.repository.objects),
         index=str(config.repository.index),
+        **encryption,
     )
     done = "Created" if new else "There already, and fits:"
     output.info(f"{done} repository {identity.id[:8]} at {config.repository.objects}, index {config.repository.index}")
-    if needs_aws(config) and not output.as_json:
-        for role, text in iam_policies(config):
-            output.info(f"\nIAM policy for the role {role}:\n{text}")
+    if mine is not None:
+        _encrypted(output, mine)
+
+
+def _encrypted(output: Output, keys: RepositoryKeys) -> None:
+    output.info(f"Encrypted; fingerprint {fingerprint_text(keys.about.fingerprint)}")
+    listed = keys.stated_recipients()
+    if listed is not None:
+        output.info(f"What opens it: {openers_text(listed)}")
+    output.info("Without one of these nobody can read anything. Keep them, and the fingerprint, on paper and away from")
+    output.info("the machines that are backed up: s3hashsync recovery-kit DIR writes a sheet. To try one of them:")
+    output.info("s3hashsync key drill --identity FILE")
+    if keys.host is None:
+        output.info(f"This host is not enrolled yet, so it cannot back up: {ENROLL}")
+    else:
+        output.info(f"This host is enrolled: {keys.host_file.path} lets it write, and opens nothing.")
+
+
+def _openers(context: Context, config: Config, *, one_recipient: bool) -> Openers | None:
+    """Whom a new repository is to be encrypted to, None: nobody. Before anything is made."""
+    settings = config.encryption
+    if settings == "off":
+        return None
+    if settings is None and isinstance(config.repository.objects, S3Url) and not context.interactive:
+        raise UsageError(
+            f"{config.file} says nothing about encryption, and {config.repository.objects} is not on this machine",
+            "write encryption: {recipients: [age1…, age1…]} (s3hashsync key generate makes an identity), or encryption: off"
+            " if the bucket's owner may read your files",
+        )
+    if repository_there(config, os.environ):
+        # It is what it is; whether that fits is looked at later, and no secret is needed for it.
+        return None
+    if settings is None:
+        return _undecided(context, config)
+    ways = len(settings.recipients) + (settings.passphrase is not None)
+    if settings.recipients and ways < 2 and not one_recipient:
+        raise UsageError(
+            f"{config.file} names a single recipient: when its identity is lost, the whole backup is",
+            "name a second one that is kept elsewhere, or a passphrase (s3hashsync key generate makes an identity);"
+            " to do without: --one-recipient",
+        )
+    passphrase = Passphrase(settings.passphrase.reveal(os.environ)) if settings.passphrase and settings.recipients else None
+    return Openers(settings.recipients, passphrase)
+
+
+def _undecided(context: Context, config: Config) -> Openers | None:
+    objects = config.repository.objects
+    if is_begun(host_place(config, os.environ)):
+        context.output.info("An init that was begun here is brought to its end.")
+        return Openers(())
+    if context.interactive:
+        return _asked(context, config)
+    context.output.info(f"{config.file} says nothing about encryption: nothing is encrypted. Whoever can read {objects} can read")
+    context.output.info("the backup, and that stays so. (encryption: off says that this is known and wanted.)")
+    return None
+
+
+def _asked(context: Context, config: Config) -> Openers | None:
+    """Two ways in, made here and now: an identity in a file, and a passphrase."""
+    output = context.output
+    output.info(f"{config.file} says nothing about encryption. It is decided now, and cannot be changed later.")
+    if not context.agrees("Encrypt the backup?"):
+        output.info("Nothing will be encrypted. Write it down in the configuration, too: encryption: off")
+        return None
+    path = os.path.abspath(context.ask("Make an identity in the file", default="s3hashsync-identity.txt"))
+    passphrase = Passphrase(context.ask("And a passphrase that opens it as well", hidden=True, twice=True))
+    recipient = generate_identity(path, os.urandom)
+    output.info(f"Made {path}: move it to a stick or print it, it must not stay on this machine. Write into {config.file}:")
+    output.info(f"encryption:\n  recipients:\n    - {recipient}")
+    return Openers((recipient,), passphrase)
 
 
 def _ask(context: Context, config: Config) -> None:
@@ -87,6 +189,7 @@ def doctor_command(context: Context) -> None:
     findings = check_stores(config, os.environ)
     with context.job("doctor") as (job, _):
         findings.append(("ok", f"repository {job.repository.identity.id[:8]} and its index belong together", None))
+        findings.extend(_key_findings(config, job.repository.keys))
         if isinstance(config.repository.objects, FolderUrl):
             lost = "this store keeps no versions: no undelete by hand, no protection from a host that may delete"
             findings.append(("warning", lost, None))
@@ -100,6 +203,30 @@ def doctor_command(context: Context) -> None:
     _refuse(findings)
     warnings = sum(severity == "warning" for severity, _, _ in findings)
     output.info(f"{plural(len(findings), 'thing')} looked at, {plural(warnings, 'warning')}.")
+
+
+def _key_findings(config: Config, keys: Keyring) -> Iterator[Found]:
+    """Of an encrypted repository: what this host has, and whether its openers are what they should be. Needs no identity."""
+    if not isinstance(keys, RepositoryKeys):
+        return
+    file, host = keys.host_file, keys.host
+    if host is None:
+        yield "warning", f"this host is not enrolled: there is no {file.path}", ENROLL
+    else:
+        yield "ok", f"this host is enrolled: {file.path}, fingerprint {fingerprint_text(host.fingerprint)}", None
+    if file.is_open_to_others():
+        yield "warning", f"others on this machine can read {file.path}", f"chmod 600 {file.path}"
+    listed = keys.stated_recipients()
+    if listed is None:
+        yield "warning", f"{RECIPIENTS} is not there: who can open the repository is not known", SYNC
+        return
+    yield "ok", f"what opens the repository: {openers_text(listed)}", None
+    if len(listed.recipients) + listed.passphrases < 2:
+        yield "warning", "a single secret opens the repository: when it is lost, everything is", "s3hashsync key add RECIPIENT"
+    for key in unlisted(keys.objects, listed):
+        yield "warning", f"{key} opens for somebody who is not listed: a change was cut short", SYNC
+    if isinstance(config.encryption, EncryptionSettings) and difference(config.encryption, listed):
+        yield "warning", "the configuration names other recipients than the repository has", SYNC
 
 
 @click.command("validate")

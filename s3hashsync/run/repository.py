@@ -7,31 +7,35 @@ older point has another incarnation, and writing to it would hide what was store
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from s3hashsync.core.model import Control, Rev
-from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused
+from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused, Unsupported, WrongKey
+from s3hashsync.run.keyring import Keyring, NoKeys
 from s3hashsync.stores.base import Index, IndexReader, ObjectReader, ObjectStore, Write
 
 FORMAT = 1
 DOCUMENT = "repository.json"
 ITEM = "repository"
 STORE, SUFFIX = "store", "suffix"
+PLAIN, AGE = "off", "age"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What `repository.json` says. `incarnation` is the index's: it changes when the index is made anew. `versions` is who keeps
     versions apart: the store, or a suffix of the key; it is fixed at init, for a bucket whose versioning is switched on later
-    still has the old keys."""
+    still has the old keys. `fingerprint` tells the root key apart from others, "" without encryption."""
 
     id: str
     incarnation: str
     created: int
     hash: str = "sha256"
-    encryption: str = "off"
+    encryption: str = PLAIN
     versions: str = STORE
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,25 @@ class Repository:
     identity: Identity
     objects: ObjectStore
     index: Index
+    keys: Keyring = field(default_factory=NoKeys)
 
 
-def open_repository(objects: ObjectStore, index: Index) -> Repository:
-    """Raises `NoRepository`, or `Refused` when the two halves are not of one repository."""
+def plain_keys(identity: Identity) -> Keyring:
+    """For whoever deals with repositories without encryption alone."""
+    if identity.encryption != PLAIN:
+        raise WrongKey("the repository is encrypted, and there are no keys at hand")
+    return NoKeys()
+
+
+def open_repository(objects: ObjectStore, index: Index, keys: Callable[[Identity], Keyring] = plain_keys) -> Repository:
+    """Raises `NoRepository`, or `Refused` when the two halves are not of one repository. `keys` may raise `WrongKey`; it is asked
+    first, so that a repository which is not the one that this host knows is named as such."""
     identity = read_identity(objects)
     if identity is None:
         raise NoRepository("there is no repository yet", "s3hashsync init makes one")
+    ring = keys(identity)
     check_incarnation(identity, index)
-    return Repository(identity, objects, index)
+    return Repository(identity, objects, index, ring)
 
 
 def check_incarnation(identity: Identity, index: IndexReader) -> None:
@@ -85,18 +99,24 @@ def initialise(objects: ObjectStore, index: Index, now: int, entropy: Callable[[
     if identity is not None:
         check_incarnation(identity, index)
         return identity, False
-    identity = replace(_claim(index, now, entropy), versions=STORE if objects.versioned else SUFFIX)
+    return publish(objects, replace(claim(index, now, entropy), versions=STORE if objects.versioned else SUFFIX))
+
+
+def publish(objects: ObjectStore, identity: Identity) -> tuple[Identity, bool]:
+    """Write `repository.json`, or find that it is there and says the same; answers whether it is new."""
     try:
         objects.create_document(DOCUMENT, _render(identity))
     except AlreadyThere:
         found = read_identity(objects)
-        if found is None or found.id != identity.id:
+        if found is None or (found.id, found.fingerprint) != (identity.id, identity.fingerprint):
             raise Refused("another init made a repository here at this very moment", "run init again") from None
         return found, False
     return identity, True
 
 
-def _claim(index: Index, now: int, entropy: Callable[[int], bytes]) -> Identity:
+def claim(index: Index, now: int, entropy: Callable[[int], bytes]) -> Identity:
+    """The repository that the index belongs to: the item is written where there is none. One that an init left which did not come
+    to its end is taken over."""
     item = index.read([ITEM]).get(ITEM)
     if item is None:
         identity = Identity(entropy(16).hex(), entropy(8).hex(), now)
@@ -116,7 +136,7 @@ def control_item(identity: Identity, rev: Rev) -> Control:
 
 
 def _render(identity: Identity) -> bytes:
-    body = {
+    body: dict[str, object] = {
         "s3hashsync": "repository",
         "format": FORMAT,
         "id": identity.id,
@@ -126,6 +146,8 @@ def _render(identity: Identity) -> bytes:
         "encryption": identity.encryption,
         "versions": identity.versions,
     }
+    if identity.encryption != PLAIN:
+        body["fingerprint"] = identity.fingerprint
     return json.dumps(body, indent=2).encode() + b"\n"
 
 
@@ -136,6 +158,11 @@ def _parse(data: bytes) -> Identity:
             raise KeyError
         if int(body["format"]) > FORMAT:
             raise Corrupt(f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync")
+        # It becomes the name of files on this host.
+        if not re.fullmatch("[0-9A-Za-z-]{1,64}", str(body["id"])):
+            raise KeyError
+        if body["encryption"] not in (PLAIN, AGE):
+            raise Unsupported("the repository is encrypted in a way that this version does not know", "use a newer s3hashsync")
         return Identity(
             id=str(body["id"]),
             incarnation=str(body["incarnation"]),
@@ -143,6 +170,7 @@ def _parse(data: bytes) -> Identity:
             hash=str(body["hash"]),
             encryption=str(body["encryption"]),
             versions=str(body["versions"]),
+            fingerprint=str(body["fingerprint"]) if body["encryption"] == AGE else "",
         )
     except (ValueError, KeyError, TypeError):
         raise Corrupt(f"{DOCUMENT} is damaged", "restore it from an older version of the object") from None

@@ -1,0 +1,293 @@
+"""`key`: the identities and passphrases that open an encrypted repository, and the hosts that may write to it. Decides how the
+commands are called and what they print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from s3hashsync.cli.app import Context, common, identity_option, pass_context
+from s3hashsync.cli.output import Output, b64, plural, size_text, text_of
+from s3hashsync.cli.progress import Shown
+from s3hashsync.codec.age import Passphrase, X25519Identity, X25519Recipient
+from s3hashsync.codec.key_files import RECIPIENTS, RecipientList, fingerprint_text
+from s3hashsync.codec.names import display
+from s3hashsync.config import Config, EncryptionSettings
+from s3hashsync.errors import Incomplete, Refused, UsageError
+from s3hashsync.run.drill import Drill, drill
+from s3hashsync.run.identities import generate_identity
+from s3hashsync.run.keys import ENROLL, RepositoryKeys
+from s3hashsync.run.recipients import Wanted, change_recipients, checked_list, difference, unlisted
+from s3hashsync.wiring import opened_keys
+
+DEFAULT_FILE = "s3hashsync-identity.txt"
+KEPT_COPY = "Whoever kept a copy of the key files and of an identity that was removed can still open what is stored."
+
+
+@click.group("key")
+def key_command() -> None:
+    """Identities, hosts, and who can open the repository."""
+
+
+@contextmanager
+def _opened(context: Context, config: Config) -> Iterator[RepositoryKeys]:
+    with Shown(context.output, "key") as progress, opened_keys(config, os.environ, progress, context.unlocking(progress)) as keys:
+        yield keys
+
+
+@key_command.command("generate")
+@click.argument("file", default=DEFAULT_FILE)
+@click.option("--passphrase", is_flag=True, help="Protect the file with a passphrase, as age -p does.")
+@common
+@pass_context
+def generate_command(context: Context, file: str, passphrase: bool) -> None:
+    """Make an age identity, and print its recipient. What is there is never overwritten."""
+    path = os.path.abspath(os.path.expanduser(file))
+    if os.path.lexists(path):
+        raise UsageError(f"{path} is there already", "name another file: an identity is never overwritten")
+    protection = Passphrase(_new_passphrase(context, "S3HASHSYNC_PASSPHRASE")) if passphrase else None
+    recipient = generate_identity(path, os.urandom, protection)
+    context.output.message("generated", file=path, recipient=recipient, passphrase=passphrase)
+    context.output.text(recipient)
+    context.output.info(f"Its identity is in {path}: keep it where the backup is not, on paper or on a stick, not here.")
+
+
+def _new_passphrase(context: Context, variable: str | None) -> str:
+    if variable and os.environ.get(variable):
+        return os.environ[variable]
+    if not context.interactive:
+        hint = f"set {variable}" if variable else "write it under encryption.passphrase, then: s3hashsync key sync"
+        raise UsageError("there is nobody to ask for the new passphrase", hint)
+    return context.ask("New passphrase", hidden=True, twice=True)
+
+
+@key_command.command("enroll")
+@identity_option
+@common
+@pass_context
+def enroll_command(context: Context) -> None:
+    """Write what this host needs to back up: once on a new or reinstalled host, with the identity at hand."""
+    config, output = context.config(), context.output
+    with _opened(context, config) as keys:
+        host = keys.enroll(source.name for source in config.sources)
+        output.message(
+            "enrolled",
+            repository=host.repository,
+            fingerprint=host.fingerprint,
+            epoch=host.epoch,
+            file=keys.host_file.path,
+            sources=sorted(host.sources),
+        )
+        output.info(f"This host can back up now: {keys.host_file.path} lets it write, and opens nothing.")
+        output.info(f"The repository's fingerprint is {fingerprint_text(host.fingerprint)}: compare it with your recovery sheet.")
+        output.info(f"Keys of sources: {', '.join(sorted(host.sources)) or 'none yet'}.")
+
+
+@key_command.command("list")
+@identity_option
+@common
+@pass_context
+def list_command(context: Context) -> None:
+    """Show who can open the repository. Needs no identity; with one, the list is checked."""
+    config, output = context.config(), context.output
+    with (
+        Shown(output, "key") as progress,
+        # Nobody is asked: it can be shown without.
+        opened_keys(config, os.environ, progress, context.unlocking(progress, may_ask=False)) as keys,
+    ):
+        checked = keys.unlock_if_at_hand()
+        listed = keys.stated_recipients()
+        _list(output, config, keys, listed, checked=checked)
+        for key in unlisted(keys.objects, listed) if listed else ():
+            output.warning(f"{key} opens for somebody who is not listed: a change was cut short, and s3hashsync key sync ends it")
+
+
+def _list(output: Output, config: Config, keys: RepositoryKeys, listed: RecipientList | None, *, checked: bool) -> None:
+    host = keys.host
+    output.message(
+        "keys",
+        repository=keys.about.id,
+        fingerprint=keys.about.fingerprint,
+        epoch=listed.epoch if listed else None,
+        recipients=list(listed.recipients) if listed else None,
+        passphrases=listed.passphrases if listed else None,
+        checked=checked,
+        enrolled=host is not None,
+        host_key=keys.host_file.path,
+        sources=sorted(host.sources) if host else [],
+    )
+    output.text(f"repository {keys.about.id}  {config.repository.objects}")
+    output.text(f"  fingerprint {fingerprint_text(keys.about.fingerprint)}")
+    if listed is None:
+        output.warning(f"{RECIPIENTS} is not there: who can open the repository is not known; s3hashsync key sync writes it anew")
+    else:
+        output.text(f"  epoch {listed.epoch} of the keys, which can be opened with")
+        for recipient in listed.recipients:
+            output.text(f"    the identity of {recipient}")
+        if listed.passphrases:
+            output.text(f"    {'a passphrase' if listed.passphrases == 1 else f'any of {listed.passphrases} passphrases'}")
+        output.text("  the list is authentic" if checked else "  the list is as the store says: with --identity it is checked")
+    if host is None:
+        output.text(f"  this host is not enrolled ({ENROLL})")
+    else:
+        output.text(f"  this host is enrolled, for {', '.join(sorted(host.sources)) or 'no source yet'}: {keys.host_file.path}")
+
+
+@key_command.command("add")
+@click.argument("recipients", nargs=-1, metavar="[RECIPIENT]...")
+@click.option("--passphrase", is_flag=True, help="A new passphrase opens the repository as well.")
+@identity_option
+@common
+@pass_context
+def add_command(context: Context, recipients: tuple[str, ...], passphrase: bool) -> None:
+    """Let further identities, or a passphrase, open the repository."""
+    _named(recipients, passphrase=passphrase)
+    config = context.config()
+    with _opened(context, config) as keys:
+        now = _listed(keys)
+        new = Passphrase(_new_passphrase(context, None)) if passphrase else None
+        everybody = tuple(dict.fromkeys((*now.recipients, *recipients)))
+        _changed(context, config, now, change_recipients(keys, Wanted(everybody, new)))
+
+
+@key_command.command("remove")
+@click.argument("recipients", nargs=-1, metavar="[RECIPIENT]...")
+@click.option("--passphrase", is_flag=True, help="No passphrase opens the repository any more.")
+@identity_option
+@common
+@pass_context
+def remove_command(context: Context, recipients: tuple[str, ...], passphrase: bool) -> None:
+    """Take recipients, or all passphrases, away. Never the last recipient."""
+    _named(recipients, passphrase=passphrase)
+    config = context.config()
+    with _opened(context, config) as keys:
+        now = _listed(keys)
+        for unknown in (one for one in recipients if one not in now.recipients):
+            context.output.warning(f"{unknown} is not listed; the key files are written anew in any case")
+        left = tuple(one for one in now.recipients if one not in recipients)
+        _changed(context, config, now, change_recipients(keys, Wanted(left, drop_passphrases=passphrase)))
+    context.output.info(KEPT_COPY)
+
+
+@key_command.command("sync")
+@identity_option
+@common
+@pass_context
+def sync_command(context: Context) -> None:
+    """Make the recipients those of the configuration."""
+    config = context.config()
+    settings = config.encryption
+    if not isinstance(settings, EncryptionSettings) or not settings.recipients:
+        raise UsageError(f"{config.file} names no recipients", "write encryption: {recipients: [age1…, age1…]}")
+    with _opened(context, config) as keys:
+        keys.unlocked()
+        now = checked_list(keys)
+        differs = difference(settings, now)
+        new = Passphrase(settings.passphrase.reveal(os.environ)) if settings.passphrase and differs.passphrase else None
+        after = change_recipients(keys, Wanted(settings.recipients, new))
+        _changed(context, config, now, after)
+    if differs.removed:
+        context.output.info(KEPT_COPY)
+
+
+def _named(recipients: Sequence[str], *, passphrase: bool) -> None:
+    if not recipients and not passphrase:
+        raise UsageError("nobody is named", "name recipients (age1…), or say --passphrase")
+    for one in recipients:
+        X25519Recipient.parse(one)
+
+
+def _listed(keys: RepositoryKeys) -> RecipientList:
+    keys.unlocked()
+    listed = checked_list(keys)
+    if listed is None:
+        raise Refused(
+            f"{RECIPIENTS} is lost or damaged, so who can open the repository is not known",
+            "name all of them in the configuration, and run s3hashsync key sync",
+        )
+    return listed
+
+
+def _changed(context: Context, config: Config, before: RecipientList | None, after: RecipientList) -> None:
+    output = context.output
+    there = before.recipients if before else ()
+    added = [one for one in after.recipients if one not in there]
+    removed = [one for one in there if one not in after.recipients]
+    output.message(
+        "recipients",
+        added=added,
+        removed=removed,
+        recipients=list(after.recipients),
+        passphrases=after.passphrases,
+    )
+    for one in added:
+        output.info(f"+ {one}")
+    for one in removed:
+        output.info(f"- {one}")
+    phrases = f" and {plural(after.passphrases, 'passphrase')}" if after.passphrases else ""
+    output.info(f"{plural(len(after.recipients), 'recipient')}{phrases} can open the repository; that was tried.")
+    if len(after.recipients) + after.passphrases < 2:
+        output.warning("a single secret opens the repository: when it is lost, everything is")
+    settings = config.encryption
+    if isinstance(settings, EncryptionSettings) and difference(settings, after):
+        output.info(f"{config.file} names others: change it there, too, or key sync takes this back.")
+
+
+@key_command.command("drill")
+@identity_option
+@common
+@pass_context
+def drill_command(context: Context) -> None:
+    """Prove that an identity opens the repository: its keys, every source's run log, and one content."""
+    config, output = context.config(), context.output
+    with _opened(context, config) as keys:
+        done = drill(keys)
+        listed = checked_list(keys)
+        mine = {str(one.recipient) for one in keys.unlocked().opener.identities if isinstance(one, X25519Identity)}
+    for problem in done.problems:
+        output.problem(problem, "drill")
+    untried = [one for one in listed.recipients if one not in mine] if listed else []
+    _print_drill(output, done, untried, (listed.passphrases if listed else 0) - (0 if mine else 1))
+    if done.problems:
+        raise Incomplete(f"{plural(len(done.problems), 'thing')} could not be opened", "each is named above")
+
+
+def _print_drill(output: Output, done: Drill, untried: list[str], passphrases: int) -> None:
+    content = done.content
+    output.message(
+        "drill",
+        opened_with=done.opener,
+        files=list(done.files),
+        sources=[{"source": one.name, "segment": one.head or None, "paths": one.paths} for one in done.sources],
+        content=content
+        and {
+            "source": content.source,
+            "path": text_of(content.path),
+            **b64(content.path),
+            "size": content.size,
+            "sha256": content.sha256.hex(),
+        },
+        archived=done.archived,
+        untried=untried,
+        untried_passphrases=max(passphrases, 0),
+        errors=len(done.problems),
+    )
+    output.info(f"{done.opener} opens {', '.join(done.files)}")
+    for one in done.sources:
+        log = f"run log {one.head} ({plural(one.paths, 'path')})" if one.head else "no run log yet"
+        output.info(f"source {one.name}: its keys, {log}")
+    if content is not None:
+        output.info(f"content of {content.source}/{display(content.path)}: {size_text(content.size)}, its SHA-256 is right")
+    elif done.archived:
+        output.info("no content was tried: those that were looked at lie in an archive class, and have to be thawed first")
+    elif done.sources:
+        output.info("no content was tried: none is stored")
+    for recipient in untried:
+        output.info(f"not tried: the identity of {recipient}")
+    if passphrases > 0:
+        output.info(f"not tried: {plural(passphrases, 'passphrase')}")
+    if untried or passphrases > 0:
+        output.info("Each takes its own secret: run the drill with each of them.")

@@ -1,0 +1,333 @@
+"""The keys of an encrypted repository: from the host key file what writing needs, from the user's identity what reading needs.
+
+Decides which of the two a question takes, that nobody is asked for an identity before something has to be read, and that a
+repository which contradicts what this host knows of it is refused. Opening the repository's key is `run.unlock`'s.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from s3hashsync.codec import age
+from s3hashsync.codec.age import Seal
+from s3hashsync.codec.age import X25519Identity as AgeIdentity
+from s3hashsync.codec.key_files import (
+    KEY_BYTES,
+    HostKey,
+    HostSource,
+    RecipientList,
+    SourceKeys,
+    fingerprint_text,
+    parse_host_key,
+    parse_source,
+    render_source,
+)
+from s3hashsync.codec.names import NAME_KEY_BYTES, Names, SealedNames
+from s3hashsync.config import Config, EncryptionSettings
+from s3hashsync.core.model import ContentHash, Sha256, sealed_encoding
+from s3hashsync.disk.host_key import PrivateFile, files_in
+from s3hashsync.errors import AlreadyThere, Corrupt, Missing, Refused, S3HashSyncError, WrongKey
+from s3hashsync.run.keyring import Keyring
+from s3hashsync.run.repository import AGE, PLAIN, Identity
+from s3hashsync.run.unlock import HOW, LOST, FindOpener, Unlocked, epoch_files, source_key, stated_recipients, unlock
+from s3hashsync.stores.base import ObjectStore
+
+ENROLL = "with the identity at hand, once on this host: s3hashsync key enroll"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlace:
+    """Where this host keeps its keys: the folder of all repositories' files, and the file that the configuration names, if it
+    does. `url` is where the configuration says that the repository is."""
+
+    folder: str
+    url: str
+    named: str | None = None
+
+    def file(self, repository: str) -> PrivateFile:
+        return PrivateFile(self.named or os.path.join(self.folder, f"{repository}.json"))
+
+    def known(self) -> Iterator[tuple[PrivateFile, HostKey]]:
+        """Every repository that this host is enrolled in."""
+        return (one for one in self._files() if not one[1].founding)
+
+    def unfinished(self) -> Iterator[tuple[PrivateFile, HostKey]]:
+        """Every repository that an `init` on this host has begun."""
+        return (one for one in self._files() if one[1].founding)
+
+    def _files(self) -> Iterator[tuple[PrivateFile, HostKey]]:
+        named = [PrivateFile(self.named)] if self.named else []
+        for file in (*named, *files_in(self.folder)):
+            # One that cannot be read says nothing about the others; whoever needs that one is told.
+            with suppress(S3HashSyncError):
+                data = file.read()
+                if data is not None:
+                    yield file, parse_host_key(data, file.path)
+
+
+def check_pins(place: HostPlace, about: Identity) -> None:
+    """Raises `WrongKey` when the repository is not what this host knows under that address or that id."""
+    for file, key in place.known():
+        if key.repository != about.id and (key.objects == place.url or file.path == place.named):
+            differs = f"its id is {about.id}, this host knows {key.repository}"
+        elif key.repository != about.id:
+            continue
+        elif about.encryption != AGE:
+            differs = "it says that nothing is encrypted"
+        elif about.fingerprint != key.fingerprint:
+            shown, known = fingerprint_text(about.fingerprint), fingerprint_text(key.fingerprint)
+            differs = f"its fingerprint is {shown}, this host knows {known}"
+        else:
+            continue
+        raise WrongKey(
+            f"the repository at {place.url} is not the one that this host was enrolled in: {differs}",
+            f"was it exchanged? if the old one is gone for good and this is meant, delete {file.path}",
+        )
+
+
+def check_new(place: HostPlace, repository: str) -> None:
+    """Before a repository is made: raises `WrongKey` when this host knows another one under that address."""
+    for file, key in place.known():
+        if key.objects == place.url and key.repository != repository:
+            raise WrongKey(
+                f"this host is enrolled in another repository at {place.url} ({key.repository[:8]}), and it is not there",
+                f"is the disk mounted, and the address right? if it is gone for good, delete {file.path}",
+            )
+
+
+def check_setting(config: Config, about: Identity) -> None:
+    """Whether a repository is encrypted is fixed at init. A configuration that says nothing of it takes it as it is."""
+    if config.encryption == "off" and about.encryption != PLAIN:
+        raise Refused(
+            f"{config.file} says encryption: off, but the repository is encrypted, and stays so",
+            "take that line out, or write encryption: {}; for another repository, name another place in objects:",
+        )
+    if isinstance(config.encryption, EncryptionSettings) and about.encryption == PLAIN:
+        raise Refused(
+            f"{config.file} wants encryption, but the repository was made without, and stays so",
+            "write encryption: off, or make a new repository: another place in objects: and index:, then s3hashsync init",
+        )
+
+
+def check_enrolled(keys: Keyring) -> None:
+    """Before a plan is made: raises `WrongKey` on a host that could not write what it plans."""
+    if isinstance(keys, RepositoryKeys):
+        keys.enrolled()
+
+
+class RepositoryKeys:
+    """`run.keyring.Keyring` of an encrypted repository. Used from many threads."""
+
+    encrypted = True
+
+    def __init__(
+        self, objects: ObjectStore, about: Identity, place: HostPlace, find: FindOpener, entropy: Callable[[int], bytes]
+    ) -> None:
+        self.objects = objects
+        self.about = about
+        self._place = place
+        self._find = find
+        self.entropy = entropy
+        self._lock = threading.RLock()
+        self._file = place.file(about.id)
+        self._host = self._read_host()
+        self._hash_key = self._host.hash_key if self._host else b""
+        self._unlocked: Unlocked | None = None
+        self._sources: dict[str, SourceKeys] = {}
+
+    # What writing needs
+
+    @property
+    def host(self) -> HostKey | None:
+        """What this host keeps; None when it is not enrolled."""
+        return self._host
+
+    @property
+    def host_file(self) -> PrivateFile:
+        return self._file
+
+    def enrolled(self) -> HostKey:
+        """Raises `WrongKey` on a host that is not."""
+        if self._host is not None:
+            return self._host
+        if self._founding():
+            raise WrongKey("the init of this repository did not come to its end", "run it again: s3hashsync init")
+        raise WrongKey(f"this host is not enrolled: there is no {self._file.path}", ENROLL)
+
+    @property
+    def encoding(self) -> str:
+        return sealed_encoding(self.enrolled().epoch)
+
+    def content_hash(self, sha256: Sha256) -> ContentHash:
+        return ContentHash(hmac.digest(self._hash_key or self._unlocked_hash_key(), sha256, "sha256"))
+
+    def new_seal(self) -> Seal:
+        return age.new_seal((self.enrolled().recipient,), self.entropy)
+
+    # What a source's host has, or the identity
+
+    def names(self, source: str) -> Names:
+        return SealedNames(source, self.source(source).name_key)
+
+    def log_key(self, source: str) -> bytes:
+        return self.source(source).log_key
+
+    # What only the identity gives
+
+    def identity(self, epoch: int) -> AgeIdentity:
+        key = self.unlocked().epochs.get(epoch)
+        if key is None:
+            raise Corrupt(f"something is encrypted to epoch {epoch} of the keys, and keys/{epoch}.age is not there", LOST)
+        return key.identity
+
+    def identities(self) -> tuple[AgeIdentity, ...]:
+        return self.unlocked().identities
+
+    def unlocked(self) -> Unlocked:
+        """Asks for the identity when it is first needed."""
+        with self._lock:
+            if self._unlocked is None:
+                by_passphrase = any(one.passphrases for one in epoch_files(self.objects))
+                opener = self._find(by_passphrase=by_passphrase)
+                if opener is None:
+                    raise WrongKey("the repository is encrypted, and nothing is at hand that opens it", HOW)
+                self._unlocked = unlock(self.objects, self.about, opener)
+            return self._unlocked
+
+    def unlock_if_at_hand(self) -> bool:
+        """Whether an identity was given that opens it; without one nobody minds."""
+        with self._lock:
+            if self._unlocked is None and (opener := self._find(by_passphrase=False)) is not None:
+                self._unlocked = unlock(self.objects, self.about, opener)
+            return self._unlocked is not None
+
+    def _unlocked_hash_key(self) -> bytes:
+        with self._lock:
+            self._hash_key = self.unlocked().root.hash_key
+            return self._hash_key
+
+    def stated_recipients(self) -> RecipientList | None:
+        """Who the repository says can open it; checked where it has been opened. None when it does not say."""
+        said = stated_recipients(self.objects)
+        if said is None:
+            return None
+        return said.stated if self._unlocked is None else said.check(self._unlocked.root)
+
+    # The keys of sources
+
+    def source(self, source: str) -> SourceKeys:
+        """As this host has them, otherwise as the repository has."""
+        with self._lock:
+            found = self._sources.get(source)
+            if found is None:
+                mine = self._host.sources.get(source) if self._host else None
+                self._sources[source] = found = mine.keys if mine else self.stored_source(source)
+            return found
+
+    def stored_source(self, source: str) -> SourceKeys:
+        """As the repository has them. Needs the identity."""
+        key, unlocked = source_key(source), self.unlocked()
+        try:
+            sealed = self.objects.read_document(key)
+        except Missing:
+            raise Corrupt(f"the keys of source {source} ({key}) are not there", LOST) from None
+        try:
+            text = age.decrypt(sealed, unlocked.identities)
+        except (WrongKey, Corrupt) as error:
+            raise type(error)(f"{key}: {error.message}", "it was changed: restore it from an older version") from None
+        return parse_source(text, self.about.id, source, unlocked.root.hash_key)
+
+    def add_source(self, source: str) -> None:
+        """On this host first, then in the repository: whoever dies in between still has the keys, and finds what is missing."""
+        with self._lock:
+            mine = self.enrolled().sources.get(source)
+            if mine is not None and mine.sealed is None:
+                return
+            with self._file.locked():
+                host = self._current()
+                mine = host.sources.get(source)
+                if mine is None:
+                    mine = self._drawn(source, host)
+                    host = self._keep(host, source, mine)
+                if mine.sealed is not None:
+                    self._store(source, host, mine.sealed)
+                    self._keep(host, source, HostSource(mine.keys))
+            self._sources[source] = mine.keys
+
+    def _drawn(self, source: str, host: HostKey) -> HostSource:
+        keys = SourceKeys(self.entropy(NAME_KEY_BYTES), self.entropy(KEY_BYTES))
+        text = render_source(host.repository, source, keys, host.hash_key)
+        return HostSource(keys, age.encrypt(text, (host.recipient,), self.entropy))
+
+    def _store(self, source: str, host: HostKey, sealed: bytes) -> None:
+        key = source_key(source)
+        try:
+            self.objects.create_document(key, sealed)
+        except AlreadyThere:
+            # An answer may have been lost, or a process have died: then these are our bytes.
+            if self.objects.read_document(key) == sealed:
+                return
+            self._keep(host, source, None)
+            raise WrongKey(
+                f"another host has made the keys of source {source}, and this one does not have them", ENROLL
+            ) from None
+
+    def _keep(self, host: HostKey, source: str, one: HostSource | None) -> HostKey:
+        others = {name: kept for name, kept in host.sources.items() if name != source}
+        self._host = replace(host, sources=others if one is None else others | {source: one})
+        self._file.replace(self._host.render())
+        return self._host
+
+    # The host key file
+
+    def enroll(self, sources: Iterable[str]) -> HostKey:
+        """Write the host key file, with the keys of those of these sources that have some. Needs the identity."""
+        unlocked = self.unlocked()
+        newest = unlocked.newest
+        with self._lock, self._file.locked():
+            before = self._read_host()
+            kept = dict(before.sources) if before else {}
+            for source in sources:
+                if self._is_stored(source):
+                    kept[source] = HostSource(self.stored_source(source))
+            host = HostKey(
+                repository=self.about.id,
+                objects=self._place.url,
+                fingerprint=unlocked.root.fingerprint,
+                epoch=newest.epoch,
+                recipient=newest.identity.recipient,
+                hash_key=unlocked.root.hash_key,
+                sources=kept,
+            )
+            self._file.replace(host.render())
+            self._host, self._hash_key = host, host.hash_key
+            self._sources.clear()
+        return host
+
+    def _is_stored(self, source: str) -> bool:
+        try:
+            self.objects.read_document(source_key(source))
+        except Missing:
+            return False
+        return True
+
+    def _current(self) -> HostKey:
+        """Another process of this host may have added a source."""
+        host = self._read_host()
+        if host is None:
+            raise WrongKey(f"{self._file.path} is gone", ENROLL)
+        return host
+
+    def _read_host(self) -> HostKey | None:
+        data = self._file.read()
+        host = None if data is None else parse_host_key(data, self._file.path)
+        return None if host is None or host.founding else host
+
+    def _founding(self) -> bool:
+        data = self._file.read()
+        return data is not None and bool(parse_host_key(data, self._file.path).founding)

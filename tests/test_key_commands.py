@@ -1,0 +1,656 @@
+"""Encryption as a person and a pipeline meet it: `init`, `key`, `--identity`, what is asked, and what is never said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from s3hashsync.cli.app import Context, run
+from s3hashsync.cli.keys import key_command
+from s3hashsync.codec import age
+from s3hashsync.codec.age import Passphrase, X25519Identity
+from tests.program import Program
+
+ROOT = Path(__file__).parent.parent
+ENCRYPTED = """\
+version: 1
+repository:
+  objects: {base}/repo
+encryption:
+{encryption}host: {host}
+sources:
+  - name: docs
+    path: {base}/docs
+"""
+WORD = "correct horse battery staple"
+
+
+class Sealed(Program):
+    """The program with people who can open what it stores. Every word that it says is kept."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.environment.pop("XDG_CONFIG_HOME", None)
+        self.said: list[str] = []
+        self.people = {name: X25519Identity.generate(os.urandom) for name in ("ann", "ben", "eve")}
+        for name, identity in self.people.items():
+            path = base / f"{name}.txt"
+            path.write_text(f"# {name}\n{identity.secret_text()}\n")
+            path.chmod(0o600)
+        self.configure("ann", "ben")
+
+    def recipient(self, name: str) -> str:
+        return str(self.people[name].recipient)
+
+    def configure(self, *names: str, more: str = "", host: str = "here") -> None:
+        recipients = f"  recipients: [{', '.join(map(self.recipient, names))}]\n" if names else ""
+        self.write_encryption(recipients + more, host)
+
+    def write_encryption(self, lines: str, host: str = "here") -> None:
+        text = ENCRYPTED.format(base=self.base, encryption=lines, host=host)
+        (self.base / "backup.yaml").write_text(text.replace("encryption:\nhost", "host"))
+
+    def __call__(self, *words: str, code: int | None = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Within this process: most of what a command takes is to begin one."""
+        out, err, before, cwd = io.StringIO(), io.StringIO(), dict(os.environ), os.getcwd()
+        os.environ.clear()
+        os.environ.update({**self.environment, **(env or {})})
+        os.chdir(self.base)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                done = run(list(words), Context())
+        finally:
+            os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(before)
+        self.said += [out.getvalue(), err.getvalue()]
+        assert code is None or done == code, (words, done, out.getvalue(), err.getvalue())
+        return subprocess.CompletedProcess(words, done, out.getvalue(), err.getvalue())
+
+    @property
+    def hosts(self) -> Path:
+        return self.base / ".config" / "s3hashsync" / "hosts"
+
+    @property
+    def host_file(self) -> Path:
+        (file,) = self.hosts.glob("*.json")
+        return file
+
+    def new_machine(self) -> None:
+        """What is lost with a disk: keys and states."""
+        for folder in (".config", "state"):
+            shutil.rmtree(self.base / folder, ignore_errors=True)
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Sealed:
+    return Sealed(tmp_path)
+
+
+@pytest.fixture
+def ready(sealed: Sealed) -> Sealed:
+    sealed("init")
+    return sealed
+
+
+def trees(ready: Sealed, *folders: str) -> list[dict[str, bytes]]:
+    return [
+        {str(p.relative_to(ready.base / f)): p.read_bytes() for p in (ready.base / f).rglob("*") if p.is_file()} for f in folders
+    ]
+
+
+# init
+
+
+def test_init_says_the_fingerprint_who_can_open_it_and_that_this_host_is_enrolled(sealed: Sealed) -> None:
+    said = sealed("init").stdout
+    fingerprint = json.loads((sealed.base / "repo" / "repository.json").read_text())["fingerprint"]
+    assert " ".join(fingerprint[at : at + 4] for at in range(0, 20, 4)) in said
+    assert all(sealed.recipient(name) in said for name in ("ann", "ben"))
+    assert "on paper" in said
+    assert str(sealed.host_file) in said
+    again = sealed.lines("init")[-1]
+    assert (again["new"], again["encryption"], again["fingerprint"], again["enrolled"]) == (False, "age", fingerprint, True)
+
+
+def test_one_recipient_takes_a_word(sealed: Sealed) -> None:
+    sealed.configure("ann")
+    done = sealed("init", code=2)
+    assert "--one-recipient" in done.stderr
+    assert not (sealed.base / "repo").exists()
+    sealed("init", "--one-recipient")
+    sealed("init")
+
+
+def test_a_passphrase_may_take_the_place_of_the_second_recipient(sealed: Sealed) -> None:
+    sealed.configure("ann", more="  passphrase: {env: BACKUP_WORD}\n")
+    sealed("init", code=2)
+    sealed("init", env={"BACKUP_WORD": WORD})
+    sealed("init")
+    sealed("apply", "--yes")
+    sealed("ls", "docs", env={"BACKUP_WORD": WORD})
+    sealed("ls", "docs", env={"S3HASHSYNC_PASSPHRASE": WORD})
+    assert "passphrase does not open" in sealed("ls", "docs", code=12, env={"BACKUP_WORD": "wrong"}).stderr
+    sealed("ls", "docs", code=12)
+    assert sealed.lines("key", "list")[-1]["passphrases"] == 1
+
+
+def test_nobody_to_open_it_is_a_usage_error(sealed: Sealed) -> None:
+    for lines in ("  passphrase: {env: HOME}\n", "  identity: {env: HOME}\n"):
+        sealed.write_encryption(lines)
+        assert "nobody who can open it" in sealed("init", code=2).stderr
+    sealed.configure("ann", "ben")
+    sealed("init")
+
+
+def test_a_folder_without_a_word_about_encryption_is_not_encrypted_and_says_so(sealed: Sealed) -> None:
+    sealed.write_encryption("")
+    done = sealed("init")
+    assert "nothing is encrypted" in done.stdout
+    sealed("apply", "--yes")
+    assert not (sealed.base / "repo" / "keys").exists()
+    sealed("key", "list", code=4)
+
+
+def test_a_bucket_needs_a_word_about_encryption(sealed: Sealed) -> None:
+    config = sealed.base / "backup.yaml"
+    sealed.write_encryption("")
+    config.write_text(config.read_text().replace(f"{sealed.base}/repo\n", "s3://bucket\n  index: dynamodb://table\n"))
+    assert "encryption: off" in sealed("init", "--yes", code=2).stderr
+
+
+@pytest.mark.parametrize("command", [("init",), ("plan",), ("apply", "--yes"), ("ls", "docs"), ("key", "list"), ("status",)])
+def test_whether_it_is_encrypted_is_fixed(ready: Sealed, command: tuple[str, ...]) -> None:
+    config = ready.base / "backup.yaml"
+    head, _, rest = config.read_text().partition("encryption:\n")
+    config.write_text(f"{head}encryption: off\nhost:{rest.partition('host:')[2]}")
+    done = ready(*command, code=4)
+    assert "encrypted" in done.stderr
+    assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("init",), ("plan",), ("restore", "docs", "--to", "out"), ("rebuild", "--index", "--yes")])
+def test_a_plain_repository_stays_plain(sealed: Sealed, command: tuple[str, ...]) -> None:
+    sealed.write_encryption("")
+    sealed("init")
+    sealed("apply", "--yes")
+    sealed.configure("ann", "ben")
+    assert "was made without" in sealed(*command, code=4).stderr
+
+
+def test_a_configuration_without_a_word_takes_the_repository_as_it_is(ready: Sealed) -> None:
+    ready.write_encryption("")
+    ready("init")
+    ready("apply", "--yes")
+    ready("restore", "docs", "--to", "out", "--identity", "ann.txt")
+    assert trees(ready, "docs") == trees(ready, "out")
+
+
+def test_init_never_makes_another_repository_where_this_host_knows_one(ready: Sealed) -> None:
+    shutil.rmtree(ready.base / "repo")
+    assert str(ready.host_file) in ready("init", code=12).stderr
+    ready.write_encryption("")
+    assert str(ready.host_file) in ready("init", code=12).stderr
+    ready.host_file.unlink()
+    ready("init")
+
+
+# Writing needs the host's keys, reading the identity
+
+
+def test_a_host_writes_and_does_not_read(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    (ready.docs / "b.txt").write_text("b\n")
+    ready("plan")
+    ready("apply", "--yes")
+    for words in (("ls", "docs"), ("find", "*"), ("history", "docs"), ("restore", "--to", "out"), ("diff", "docs", "1h")):
+        done = ready(*words, code=12)
+        assert "--identity" in done.stderr
+        ready(*words, "--identity", "ben.txt")
+    assert trees(ready, "docs") == trees(ready, "out/docs")
+
+
+def test_a_restore_needs_no_host_key_file(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready.new_machine()
+    ready.write_encryption("")
+    ready("restore", "docs", "--to", "out", "--identity", "ann.txt")
+    assert trees(ready, "docs") == trees(ready, "out")
+    assert not ready.hosts.exists()
+
+
+def test_a_new_machine_is_enrolled_once(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready.new_machine()
+    for words in (("plan",), ("apply", "--yes")):
+        assert "key enroll" in ready(*words, code=12).stderr
+    ready("key", "enroll", code=12)
+    said = ready("key", "enroll", "--identity", "ann.txt").stdout
+    assert "Keys of sources: docs." in said
+    assert ready.host_file.stat().st_mode & 0o777 == 0o600
+    assert ready.hosts.stat().st_mode & 0o777 == 0o700
+    (ready.docs / "b.txt").write_text("b\n")
+    ready("apply", "--yes")
+    ready("apply", "--yes")
+    ready("restore", "docs", "--to", "out", "--identity", "ann.txt")
+    assert trees(ready, "docs") == trees(ready, "out")
+
+
+def test_a_lost_index_is_made_anew_with_the_identity(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    for file in (ready.base / "repo").glob("index.db*"):
+        file.unlink()
+    ready("rebuild", "--index", "--yes", code=12)
+    for file in (ready.base / "repo").glob("index.db*"):
+        file.unlink()
+    assert ready.lines("rebuild", "--index", "--yes", "--identity", "ann.txt")[-1]["live"] == 1
+    ready("apply", "--yes")
+    ready("restore", "docs", "--to", "out", "--identity", "ann.txt")
+    assert trees(ready, "docs") == trees(ready, "out")
+
+
+def test_the_host_key_file_may_lie_elsewhere(sealed: Sealed) -> None:
+    sealed.configure("ann", "ben", more="  host_key: secret/host.json\n")
+    sealed("init")
+    sealed("apply", "--yes")
+    assert (sealed.base / "secret" / "host.json").stat().st_mode & 0o777 == 0o600
+    assert not sealed.hosts.exists()
+    (sealed.base / "secret" / "host.json").unlink()
+    sealed("plan", code=12)
+    sealed("key", "enroll", "--identity", "ann.txt")
+    sealed("plan")
+
+
+def test_an_exchanged_repository_is_refused(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    document = ready.base / "repo" / "repository.json"
+    genuine = json.loads(document.read_text())
+    for other in (
+        genuine | {"encryption": "off", "hash": "sha256"},
+        genuine | {"fingerprint": "00" * 10},
+        genuine | {"id": "cd" * 16},
+    ):
+        document.write_text(json.dumps(other))
+        for words in (("apply", "--yes"), ("ls", "docs", "--identity", "ann.txt")):
+            done = ready(*words, code=12)
+            assert "not the one that this host was enrolled in" in done.stderr
+    document.write_text(json.dumps(genuine))
+    ready("apply", "--yes")
+
+
+# Identities
+
+
+def test_the_first_identity_that_is_there_counts(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ann, ben, eve = (str(ready.base / f"{name}.txt") for name in ("ann", "ben", "eve"))
+    text = (ready.base / "ann.txt").read_text()
+    ready("ls", "docs", env={"S3HASHSYNC_IDENTITY_FILE": ann})
+    ready("ls", "docs", env={"S3HASHSYNC_IDENTITY": text})
+    ready("ls", "docs", "--identity", ben, env={"S3HASHSYNC_IDENTITY_FILE": eve})
+    ready("ls", "docs", env={"S3HASHSYNC_IDENTITY_FILE": eve, "S3HASHSYNC_IDENTITY": text}, code=12)
+    ready("ls", "docs", env={"S3HASHSYNC_IDENTITY": text, "S3HASHSYNC_PASSPHRASE": "wrong"})
+    ready.configure("ann", "ben", more="  identity: {file: ben.txt}\n")
+    ready("ls", "docs")
+    ready("ls", "docs", env={"S3HASHSYNC_PASSPHRASE": "wrong"}, code=12)
+    ready.configure("ann", "ben", more="  identity: {env: NOT_SET}\n")
+    assert "--identity" in ready("ls", "docs", code=12).stderr
+
+
+def test_a_wrong_identity_says_whose_the_repository_is(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    done = ready("ls", "docs", "--identity", "eve.txt", code=12)
+    assert "this identity does not open the repository" in done.stderr
+    for name in ("ann", "ben", "eve"):
+        assert ready.recipient(name) in done.stderr
+    (line,) = ready.lines("ls", "docs", "--identity", "eve.txt", code=12)
+    assert (line["message_type"], line["code"]) == ("exit_error", 12)
+
+
+def test_identity_files_that_are_none(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    (ready.base / "bad.txt").write_text(f"AGE-SECRET-KEY-1{'Q' * 58}\n")
+    (ready.base / "public.txt").write_text(ready.recipient("ann"))
+    (ready.base / "folder").mkdir()
+    for name, code in (("missing.txt", 2), ("bad.txt", 2), ("public.txt", 2), ("folder", 1)):
+        done = ready("ls", "docs", "--identity", name, code=code)
+        assert name in done.stderr
+        assert "Q" * 58 not in done.stderr
+
+
+def test_an_identity_that_others_can_read_is_warned_of(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    assert "warning" not in ready("ls", "docs", "--identity", "ann.txt").stderr
+    (ready.base / "ann.txt").chmod(0o644)
+    assert "chmod 600" in ready("ls", "docs", "--identity", "ann.txt").stderr
+
+
+def test_a_protected_identity_file_takes_its_passphrase(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    text = (ready.base / "ann.txt").read_bytes()
+    path = ready.base / "protected.age"
+    path.write_bytes(age.encrypt(text, (Passphrase(WORD, work_factor=4),), os.urandom))
+    path.chmod(0o600)
+    assert "protected by a passphrase" in ready("ls", "docs", "--identity", str(path), code=12).stderr
+    ready("ls", "docs", "--identity", str(path), env={"S3HASHSYNC_PASSPHRASE": WORD})
+    ready("ls", "docs", "--identity", str(path), env={"S3HASHSYNC_PASSPHRASE": "no"}, code=12)
+
+
+# key
+
+
+def test_generate_makes_an_identity_once(sealed: Sealed) -> None:
+    recipient = sealed("key", "generate", "new.txt").stdout.splitlines()[0]
+    path = sealed.base / "new.txt"
+    assert path.stat().st_mode & 0o777 == 0o600
+    (identity,) = age.parse_identities(path.read_text())
+    assert str(identity.recipient) == recipient
+    before = path.read_bytes()
+    assert "never overwritten" in sealed("key", "generate", "new.txt", code=2).stderr
+    assert path.read_bytes() == before
+    assert sealed.lines("key", "generate")[-1]["recipient"] in (sealed.base / "s3hashsync-identity.txt").read_text()
+
+
+def test_generate_protects_the_file(sealed: Sealed) -> None:
+    assert "nobody to ask" in sealed("key", "generate", "p.age", "--passphrase", code=2).stderr
+    assert not (sealed.base / "p.age").exists()
+    recipient = sealed("-q", "key", "generate", "p.age", "--passphrase", env={"S3HASHSYNC_PASSPHRASE": WORD}).stdout.strip()
+    (identity,) = age.parse_identities(age.decrypt((sealed.base / "p.age").read_bytes(), (Passphrase(WORD),)).decode())
+    assert str(identity.recipient) == recipient
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="needs age")
+def test_age_reads_what_generate_and_init_wrote(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready("key", "generate", "new.txt")
+    ready.people["new"] = age.parse_identities((ready.base / "new.txt").read_text())[0]
+    ready("key", "add", ready.recipient("new"), "--identity", "ann.txt")
+
+    def opened(identity: Path, file: Path) -> bytes:
+        return subprocess.run(["age", "-d", "-i", str(identity), str(file)], capture_output=True, check=True).stdout
+
+    epoch = ready.base / "epoch.txt"
+    epoch.write_bytes(opened(ready.base / "new.txt", ready.base / "repo" / "keys" / "1.age"))
+    source = json.loads(opened(epoch, ready.base / "repo" / "keys" / "sources" / "docs.age"))
+    assert source["source"] == "docs"
+
+
+def test_list_needs_no_identity_and_is_checked_with_one(ready: Sealed) -> None:
+    (line,) = ready.lines("key", "list")
+    assert line["recipients"] == [ready.recipient("ann"), ready.recipient("ben")]
+    assert (line["epoch"], line["passphrases"], line["checked"], line["enrolled"]) == (1, 0, False, True)
+    assert "with --identity it is checked" in ready("key", "list").stdout
+    assert "authentic" in ready("key", "list", "--identity", "ben.txt").stdout
+    path = ready.base / "repo" / "keys" / "recipients.json"
+    path.write_text(path.read_text().replace(ready.recipient("ben"), ready.recipient("eve")))
+    assert ready.recipient("eve") in ready("key", "list").stdout
+    assert "MAC" in ready("key", "list", "--identity", "ann.txt", code=12).stderr
+
+
+def test_add_and_remove(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready("key", "add", ready.recipient("eve"), code=12)
+    ready("key", "add", code=2)
+    ready("key", "add", "age1nobody", "--identity", "ann.txt", code=2)
+    said = ready("key", "add", ready.recipient("eve"), "--identity", "ann.txt").stdout
+    assert f"+ {ready.recipient('eve')}" in said
+    assert "key sync takes this back" in said
+    ready("ls", "docs", "--identity", "eve.txt")
+    assert "at hand" in ready("key", "remove", ready.recipient("eve"), "--identity", "eve.txt", code=4).stderr
+    said = ready("key", "remove", ready.recipient("eve"), ready.recipient("ben"), "--identity", "ann.txt").stdout
+    assert "kept a copy" in said
+    for name in ("eve", "ben"):
+        ready("ls", "docs", "--identity", f"{name}.txt", code=12)
+    assert "last recipient" in ready("key", "remove", ready.recipient("ann"), "--identity", "ann.txt", code=4).stderr
+    assert "is not listed" in ready("key", "remove", ready.recipient("eve"), "--identity", "ann.txt").stderr
+    ready("ls", "docs", "--identity", "ann.txt")
+
+
+def test_plan_shows_what_sync_would_change_and_sync_changes_it(ready: Sealed) -> None:
+    assert "recipients" not in ready("plan").stdout
+    ready.configure("ann", "eve", more="  passphrase: {env: BACKUP_WORD}\n")
+    said = ready("plan").stdout
+    added, removed = ready.recipient("eve"), ready.recipient("ben")
+    assert f"recipients: + {added} + a passphrase - {removed}; s3hashsync key sync applies it" in said
+    lines = ready.lines("plan")
+    shown = next(line for line in lines if line["message_type"] == "recipients")
+    assert (shown["added"], shown["removed"], shown["passphrase"]) == ([added], [removed], True)
+    assert lines[-1]["message_type"] == "change_summary"
+    assert "key sync applies it" in ready("apply", "--yes").stdout
+    after = json.loads(ready("--json", "key", "sync", "--identity", "ann.txt", env={"BACKUP_WORD": WORD}).stdout.splitlines()[0])
+    assert (after["added"], after["removed"], after["passphrases"]) == ([added], [removed], 1)
+    assert "recipients" not in ready("plan").stdout
+    ready("ls", "docs", "--identity", "eve.txt")
+    ready("ls", "docs", env={"BACKUP_WORD": WORD})
+    ready("ls", "docs", "--identity", "ben.txt", code=12)
+    ready("key", "remove", "--passphrase", "--identity", "eve.txt")
+    ready("ls", "docs", env={"BACKUP_WORD": WORD}, code=12)
+
+
+def test_a_backup_does_not_fail_for_a_damaged_list(ready: Sealed) -> None:
+    (ready.base / "repo" / "keys" / "recipients.json").write_text("{")
+    assert "cannot be said" in ready("apply", "--yes").stderr
+    ready("key", "sync", "--identity", "ann.txt")
+    assert "cannot be said" not in ready("plan").stderr
+
+
+def test_sync_needs_recipients(ready: Sealed) -> None:
+    ready.write_encryption("")
+    ready("key", "sync", "--identity", "ann.txt", code=2)
+
+
+def test_drill_proves_and_says_what_it_did_not_try(ready: Sealed) -> None:
+    assert ready.lines("key", "drill", "--identity", "ann.txt")[-1]["content"] is None
+    ready("apply", "--yes")
+    done = ready.lines("key", "drill", "--identity", "ann.txt")[-1]
+    assert done["files"] == ["keys/1.age"]
+    assert [one["source"] for one in done["sources"]] == ["docs"]
+    assert (done["content"]["path"], done["errors"]) == ("a.txt", 0)
+    assert done["untried"] == [ready.recipient("ben")]
+    said = ready("key", "drill", "--identity", "ben.txt").stdout
+    assert f"not tried: the identity of {ready.recipient('ann')}" in said
+    assert "SHA-256 is right" in said
+    ready("key", "drill", "--identity", "eve.txt", code=12)
+    ready("key", "drill", code=12)
+
+
+def test_drill_needs_neither_index_nor_host(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready.new_machine()
+    for file in (ready.base / "repo").glob("index.db*"):
+        file.unlink()
+    ready("key", "drill", "--identity", "ann.txt")
+
+
+@pytest.mark.parametrize("victim", ["keys/sources/docs.age", "runs/docs/*", "packs/*/*", "keys/1.age"])
+def test_drill_finds_damage(ready: Sealed, victim: str) -> None:
+    ready("apply", "--yes")
+    (path,) = (ready.base / "repo").glob(victim)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    done = ready("key", "drill", "--identity", "ann.txt", code=None)
+    assert done.returncode == (1 if victim == "keys/1.age" else 3), done.stderr
+    assert "error:" in done.stderr
+
+
+def test_doctor_says_whether_the_host_is_enrolled(ready: Sealed) -> None:
+    assert "this host is enrolled" in ready("doctor", "-v").stdout
+    ready.host_file.chmod(0o640)
+    assert "chmod 600" in ready("doctor").stdout
+    ready.configure("ann", "eve")
+    assert "other recipients" in ready("doctor").stdout
+    ready.host_file.unlink()
+    assert "not enrolled" in ready("doctor").stdout
+
+
+def test_key_commands_and_their_options_are_described() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text().partition("\n## key\n")[2].partition("\n## ")[0]
+    for name, command in key_command.commands.items():
+        assert f"key {name}" in text
+        for option in (p for p in command.params if isinstance(p, click.Option) and p.name in ("passphrase", "identity")):
+            assert option.opts[0] in text
+
+
+# Secrets
+
+
+def test_no_secret_is_ever_said_or_stored_in_the_clear(sealed: Sealed) -> None:
+    sealed.configure("ann", "ben", more="  passphrase: {env: BACKUP_WORD}\n  identity: {env: BACKUP_IDENTITY}\n")
+    ann = (sealed.base / "ann.txt").read_text()
+    env = {"BACKUP_WORD": WORD, "BACKUP_IDENTITY": ann}
+    for words in (
+        ("init", "-v"), ("apply", "--yes", "-v"), ("plan", "--out", "p.plan"), ("show", "p.plan"),
+        ("ls", "docs"), ("doctor", "-v"),
+        ("key", "list"), ("key", "drill"), ("key", "enroll"), ("key", "add", sealed.recipient("eve")), ("key", "sync"),
+        ("key", "remove", sealed.recipient("ben")), ("status",), ("restore", "docs", "--to", "out"),
+        ("ls", "docs", "--identity", "eve.txt"), ("key", "add", sealed.people["ann"].secret_text()), ("recovery-kit", "kit"),
+    ):  # fmt: skip
+        sealed(*words, code=None, env=env)
+        if words[0] in ("init", "key"):
+            sealed("--json", *words, code=None, env=env)
+    for bad in ({"S3HASHSYNC_IDENTITY": ann[:-9]}, {"S3HASHSYNC_PASSPHRASE": f"{WORD}!"}, {"BACKUP_IDENTITY": f"x{ann}"}):
+        sealed("ls", "docs", code=None, env={**env, **bad})
+    opened = age.decrypt((sealed.base / "repo" / "keys" / "1.age").read_bytes(), (sealed.people["ann"],)).decode()
+    host = json.loads(sealed.host_file.read_text())
+    secrets = [WORD, *(one.secret_text() for one in sealed.people.values()), opened.splitlines()[-1]]
+    secrets += [line.split(": ")[1] for line in opened.splitlines() if line.startswith("# root-key")]
+    secrets += [host["hash_key"], host["sources"]["docs"]["name_key"], host["sources"]["docs"]["log_key"]]
+    said = "".join(sealed.said)
+    folders = [sealed.base / name for name in ("repo", "state", "kit", "p.plan")]
+    files = [p for folder in folders for p in (folder, *folder.rglob("*")) if p.is_file()]
+    assert len(files) > 8
+    for secret in secrets:
+        core = secret.removeprefix("AGE-SECRET-KEY-1")[:40]
+        assert core not in said
+        raw = bytes.fromhex(secret) if all(c in "0123456789abcdef" for c in secret) else core.encode()
+        for file in files:
+            data = file.read_bytes()
+            assert core.encode() not in data, file
+            assert raw not in data, file
+
+
+# At a terminal
+
+
+class Terminal:
+    """The program with a person at it."""
+
+    def __init__(self, program: Program, *words: str) -> None:
+        self.process, self.fd = None, -1
+        controller, terminal = pty.openpty()
+        self.fd = controller
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "s3hashsync", *words],
+            cwd=program.base,
+            env={**program.environment, "TERM": "dumb", "COLUMNS": "500"},
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            close_fds=True,
+        )
+        os.close(terminal)
+        self.seen = ""
+
+    def answer(self, question: str, text: str) -> None:
+        self._until(question)
+        self.seen = ""
+        os.write(self.fd, f"{text}\n".encode())
+
+    def end(self) -> str:
+        self._until(None)
+        assert self.process is not None
+        self.code = self.process.wait(30)
+        os.close(self.fd)
+        return self.seen
+
+    def _until(self, wanted: str | None) -> None:
+        deadline = time.monotonic() + 30
+        while wanted is None or wanted not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if not select.select([self.fd], [], [], 1)[0]:
+                continue
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.read(self.fd, 65_536)
+            if not data:
+                assert wanted is None, self.seen
+                return
+            self.seen += data.decode()
+
+
+@pytest.fixture
+def undecided(sealed: Sealed) -> Sealed:
+    sealed.write_encryption("")
+    return sealed
+
+
+def test_init_asks_whether_to_encrypt_and_makes_what_it_takes(undecided: Sealed) -> None:
+    person = Terminal(undecided, "init")
+    person.answer("Encrypt the backup?", "y")
+    person.answer("Make an identity in the file", "")
+    for question in ("passphrase", "Repeat"):
+        person.answer(question, WORD)
+    said = person.end()
+    assert person.code == 0, said
+    assert WORD not in said
+    (recipient,) = age.parse_identities((undecided.base / "s3hashsync-identity.txt").read_text())
+    assert f"- {recipient.recipient}" in said
+    undecided("apply", "--yes")
+    undecided("ls", "docs", "--identity", "s3hashsync-identity.txt")
+    undecided("ls", "docs", env={"S3HASHSYNC_PASSPHRASE": WORD})
+    again = Terminal(undecided, "init")
+    assert "There already" in again.end()
+
+
+def test_init_takes_no_for_an_answer(undecided: Sealed) -> None:
+    person = Terminal(undecided, "init")
+    person.answer("Encrypt the backup?", "n")
+    assert "encryption: off" in person.end()
+    assert person.code == 0
+    undecided("apply", "--yes")
+    undecided("ls", "docs")
+
+
+def test_the_identity_is_asked_for_at_a_terminal(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    person = Terminal(ready, "ls", "docs")
+    person.answer("Identity file", "ann.txt")
+    assert "a.txt" in person.end()
+    assert person.code == 0
+    person = Terminal(ready, "apply", "--yes")
+    assert "Identity" not in person.end()
+
+
+def test_a_new_passphrase_is_asked_for_twice(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    assert "key sync" in ready("key", "add", "--passphrase", "--identity", "ann.txt", code=2).stderr
+    person = Terminal(ready, "key", "add", "--passphrase", "--identity", "ann.txt")
+    person.answer("New passphrase", WORD)
+    person.answer("Repeat", WORD)
+    assert WORD not in person.end()
+    ready("ls", "docs", env={"S3HASHSYNC_PASSPHRASE": WORD})
+
+
+def test_the_passphrase_is_asked_for_at_a_terminal(sealed: Sealed) -> None:
+    sealed.configure("ann", more="  passphrase: {env: BACKUP_WORD}\n")
+    sealed("init", env={"BACKUP_WORD": WORD})
+    sealed("apply", "--yes")
+    person = Terminal(sealed, "ls", "docs")
+    person.answer("Passphrase", WORD)
+    said = person.end()
+    assert "a.txt" in said
+    assert WORD not in said
