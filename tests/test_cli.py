@@ -65,7 +65,8 @@ def test_plan_json_ends_with_the_change_summary(ready: Program) -> None:
     summary = lines[-1]
     expected = {"add": 2, "change": 0, "move": 0, "copy": 0, "remove": 0, "undelete": 0, "metadata": 0}
     assert {key: summary[key] for key in expected} == expected
-    assert (summary["bytes_upload"], summary["objects_put"], summary["index_writes"]) == (2, 1, 1)
+    assert (summary["bytes_upload"], summary["objects_put"], summary["index_writes"]) == (2, 1, 2)
+    assert (summary["packed"], summary["packs"]) == (1, 1)
 
 
 def test_apply_json_ends_with_the_summary(ready: Program) -> None:
@@ -73,7 +74,8 @@ def test_apply_json_ends_with_the_summary(ready: Program) -> None:
     assert summary["message_type"] == "summary"
     assert summary["bytes_uploaded"] == 2
     assert summary["objects_put"] == 1
-    assert summary["index_writes"] == 1
+    # The record, and the list of the pack's members.
+    assert summary["index_writes"] == 2
     assert summary["files_hashed"] == 1
     assert summary["bytes_hashed"] == 2
     assert summary["errors"] == 0
@@ -249,6 +251,8 @@ def test_restore_keeps_what_is_there_unless_told(ready: Program) -> None:
 
 
 def test_damaged_objects_are_named_and_not_placed(ready: Program) -> None:
+    config = ready.base / "backup.yaml"
+    config.write_text(config.read_text().replace("encryption:", "  pack: off\nencryption:"))
     (ready.docs / "b.txt").write_text("b\n")
     ready("apply", "--yes")
     (victim, *_) = [p for p in (ready.base / "repo" / "objects").rglob("*") if p.is_file()]

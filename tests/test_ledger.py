@@ -71,7 +71,7 @@ class Uploads:
         mine = self.mine if self.mine is not None else []
         if not (self.reuse and mine):
             mine.append(self.remote.put(STEM, b"", Attempt("", "STANDARD")).version)
-        return {hash_: Supply(Stored(mine[-1], 1, ""), 1, 0) for hash_ in needed}
+        return {hash_: Supply(ObjectAt(mine[-1]), "zstd", 1, "", 1, 0) for hash_ in needed}
 
 
 def adds(*names: str, ledger: type[Ledger] = Ledger, reuse: bool = False) -> Process:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import tarfile
 import threading
 import time
 from pathlib import Path
+
+import pytest
+import zstandard
 
 from s3hashsync.codec.zstd import decode
 from tests.program import Program
@@ -46,12 +50,22 @@ def disturb(folder: Path, stop: threading.Event) -> None:
 
 
 def stored_contents(repository: Path) -> list[tuple[str, bytes]]:
-    found = [path for path in (repository / "objects").rglob("*") if path.is_file()]
-    return [(path.name.partition(".")[0], decode(path.read_bytes(), 1 << 30)) for path in found]
+    """Names and contents of all objects, and of all members of packs."""
+    objects = [path for path in (repository / "objects").rglob("*") if path.is_file()]
+    found = [(path.name.partition(".")[0], decode(path.read_bytes(), 1 << 30)) for path in objects]
+    for path in (repository / "packs").rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as frames:
+                with tarfile.open(fileobj=frames, mode="r|") as tar:
+                    found += [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    return found
 
 
-def test_nothing_is_stored_under_a_wrong_hash_and_the_next_run_converges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", ["off", "{below: 1MiB, size: 2MiB}"])
+def test_nothing_is_stored_under_a_wrong_hash_and_the_next_run_converges(tmp_path: Path, pack: str) -> None:
     program = Program(tmp_path)
+    config = tmp_path / "backup.yaml"
+    config.write_text(config.read_text().replace("encryption:", f"  pack: {pack}\nencryption:"))
     for number in range(FILES):
         (program.docs / f"f{number}").write_bytes(random.Random(number).randbytes(200_000))
     program("init")

@@ -9,11 +9,13 @@ import click
 from s3hashsync.cli.app import Context, common, pass_context
 from s3hashsync.cli.output import Output, duration_text, plural, size_text
 from s3hashsync.cli.progress import Shown
-from s3hashsync.cli.render import emit_plan, print_plan, totals_fields
+from s3hashsync.cli.render import emit_plan, objects_text, print_plan, totals_fields
 from s3hashsync.core.plan import Plan, Problem
 from s3hashsync.errors import ExitCode, Incomplete, Interrupted, S3HashSyncError, UsageError
 from s3hashsync.run import backup, saved_plan
 from s3hashsync.run.backup import ApplyOptions, Job, MassChange, Planned, Summary
+from s3hashsync.run.keys import check_enrolled
+from s3hashsync.run.recipients import stated_difference
 from s3hashsync.wiring import refuse_what_breaks
 
 DETAILED_CHANGES = 2
@@ -46,12 +48,14 @@ def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
     if out:
         _check_out(out)
     with context.job("plan") as (job, progress):
+        check_enrolled(job.repository.keys)
         return _planned(context, job, progress, sources, out)
 
 
 def _planned(context: Context, job: Job, progress: Shown, sources: tuple[str, ...], out: str | None) -> Plan:
     with backup.planned(job, sources) as work:
         progress.stop()
+        _show_recipients(context.output, job)
         _show(context.output, work)
         if out:
             saved_plan.save(work.plan, out)
@@ -66,6 +70,21 @@ def _check_out(out: str) -> None:
         raise UsageError(f"cannot write the plan {out}: there is no folder {folder}", "choose another --out FILE")
     if os.path.exists(out) and not os.path.isfile(out):
         raise UsageError(f"cannot write the plan {out}: it is there, and is no file", "choose another --out FILE")
+
+
+def _show_recipients(output: Output, job: Job) -> None:
+    """Where the configuration wants others than the repository has: no backup fails because of it."""
+    try:
+        differs = stated_difference(job.config, job.repository.keys)
+    except S3HashSyncError as error:
+        output.warning(f"who can open the repository cannot be said: {error.message}")
+        return
+    if not differs:
+        return
+    output.message("recipients", added=list(differs.added), removed=list(differs.removed), passphrase=differs.passphrase)
+    added = [f"+ {one}" for one in differs.added] + (["+ a passphrase"] if differs.passphrase else [])
+    said = " ".join([*added, *(f"- {one}" for one in differs.removed)])
+    output.info(f"recipients: {said}; s3hashsync key sync applies it")
 
 
 def _show(output: Output, work: Planned, *, allowed: bool = False) -> None:
@@ -91,6 +110,7 @@ def _mass_text(change: MassChange) -> str:
 def apply_command(context: Context, what: tuple[str, ...], yes: bool, allow_mass_change: bool, take_over: bool) -> None:
     """Plan and apply, or apply a saved plan."""
     with context.job("backup") as (job, progress):
+        check_enrolled(job.repository.keys)
         refuse_what_breaks(job, os.environ)
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
@@ -100,9 +120,10 @@ def apply_command(context: Context, what: tuple[str, ...], yes: bool, allow_mass
             return
         with backup.planned(job, what) as work:
             progress.stop()
+            _show_recipients(context.output, job)
             if not context.output.as_json and context.output.verbosity >= 0:
                 _show(context.output, work, allowed=allow_mass_change)
-            if work.plan.totals.steps and not yes:
+            if not yes and work.plan.totals.steps:
                 _confirm(context)
             _apply(context, job, work, options)
 
@@ -150,21 +171,22 @@ def _print_summary(output: Output, summary: Summary) -> None:
         return
     output.info(
         f"Applied {plural(summary.steps_done, 'step')} in {duration_text(summary.duration)}: "
-        f"{size_text(summary.bytes_uploaded)} in {plural(summary.objects_put, 'object')} uploaded "
+        f"{size_text(summary.bytes_uploaded)} in {objects_text(summary.objects_put, summary.packs)} uploaded "
         f"(stored as {size_text(summary.bytes_stored)}), {plural(summary.index_writes, 'index write')}{units}."
     )
     if summary.adopted:
-        output.info(f"{plural(summary.adopted, 'object')} of an interrupted run used without an upload.")
+        output.info(f"{plural(summary.adopted, 'content')} that an interrupted run had stored used without an upload.")
 
 
 def emit_summary(output: Output, summary: Summary, problems: list[Problem]) -> None:
     """restic's names where they fit, ours beside them."""
-    totals = summary.totals
+    totals = summary.plan.totals
     output.message(
         "summary",
         bytes_uploaded=summary.bytes_uploaded,
         bytes_stored=summary.bytes_stored,
         objects_put=summary.objects_put,
+        packs_put=summary.packs,
         objects_adopted=summary.adopted,
         index_writes=summary.index_writes,
         index_write_units=summary.index_units,

@@ -5,9 +5,7 @@ Decides what is listed line by line and what is folded by folder. Matches every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
 from typing import assert_never
 
 import click
@@ -15,6 +13,7 @@ import click
 from s3hashsync.cli.output import Output, b64, plural, size_text, text_of
 from s3hashsync.codec.names import display
 from s3hashsync.core.model import Kind
+from s3hashsync.core.outline import Outline
 from s3hashsync.core.plan import (
     AddName,
     ExcludeName,
@@ -48,19 +47,20 @@ _NAMES = {
 def print_plan(output: Output, plan: Plan) -> None:
     """The diff, the totals, and what else a person should know before applying it."""
     for header in plan.header.sources:
-        steps = list(islice(_of(plan, header.name), LINES + 1))
+        outline = plan.outline(header.name)
         hashed = f", {plural(header.files_hashed, 'file')} hashed" if header.files_hashed else ""
         output.info(
             f"{click.style(header.name, bold=True)}  {header.root}  "
             f"({plural(header.files, 'file')}, {size_text(header.files_bytes)}{hashed})"
         )
-        if not steps:
+        if not outline.steps:
             output.info("  no changes")
-        elif len(steps) <= LINES or output.verbosity > 0:
-            for step in sorted(_of(plan, header.name), key=path_of) if len(steps) <= LINES else _of(plan, header.name):
+        elif outline.steps <= LINES or output.verbosity > 0:
+            steps = _of(plan, header.name)
+            for step in sorted(steps, key=path_of) if outline.steps <= LINES else steps:
                 output.info(_step_line(step))
         else:
-            for line in _folded(_of(plan, header.name)):
+            for line in _folded(outline):
                 output.info(line)
     for name in plan.header.unconfigured:
         output.info(f"note: source {name} is in the repository but not in the configuration; it is kept as it is")
@@ -84,14 +84,20 @@ def totals_line(totals: Totals, *, complete: bool) -> str:
         (totals.remove, "remove"),
     ]
     actions = ", ".join(f"{count:,} to {word}" if word != "metadata" else f"{count:,} metadata" for count, word in parts if count)
-    upload = (
-        f"upload {size_text(totals.bytes_upload)} in {plural(totals.objects_put, 'object')}"
-        if totals.objects_put
-        else "nothing to upload"
-    )
+    upload = "nothing to upload"
+    if totals.objects_put:
+        about = "at most " if totals.packs > 1 else ""
+        upload = f"upload {size_text(totals.bytes_upload)} in {about}{objects_text(totals.objects_put, totals.packs)}"
     excluded = f" ({totals.excluded:,} because they are excluded now)" if totals.excluded else ""
     writes = f", about {plural(totals.index_writes, 'index write')}" if totals.index_writes else ""
     return f"Plan: {actions}{excluded}; {upload}{writes}."
+
+
+def objects_text(objects: int, packs: int) -> str:
+    """What was, or will be, put; `objects` counts the packs, too."""
+    alone = objects - packs
+    parts = [plural(alone, "object")] if alone or not packs else []
+    return " and ".join([*parts, plural(packs, "pack")] if packs else parts)
 
 
 def _step_line(step: Step) -> str:
@@ -99,7 +105,8 @@ def _step_line(step: Step) -> str:
     path = display(path_of(step)) or "."
     match step:
         case StoreContent() | AddName() | Undelete():
-            detail = f"{size_text(step.entry.size)}, {step.reason.value}"
+            packed = ", packed" if isinstance(step, StoreContent) and step.packed else ""
+            detail = f"{size_text(step.entry.size)}, {step.reason.value}{packed}"
         case MoveName():
             path = f"{display(step.origin)} -> {path}"
             detail = f"{size_text(step.entry.size)}"
@@ -132,55 +139,14 @@ def _coloured(symbol: str, text: str) -> str:
     return click.style(text, fg=_COLOURS.get(symbol))
 
 
-@dataclass(slots=True)
-class _Sum:
-    count: int = 0
-    size: int = 0
-
-
-def _folded(steps: Iterable[Step]) -> list[str]:
-    """One line for each folder and action, as deep as still fits."""
-    sums: dict[tuple[str, bytes, bytes], _Sum] = {}
-    for step in steps:
-        at = sums.setdefault(_fold_key(step), _Sum())
-        at.count += 1
-        at.size += size_of(step)
-    depth = max((folder.count(b"/") + 1 for _, _, folder in sums), default=0)
-    while len(sums) > LINES and depth > 0:
-        depth -= 1
-        sums = _shallower(sums, depth)
-    lines = []
-    for (symbol, origin, folder), total in sorted(sums.items(), key=lambda item: (item[0][2], item[0][0])):
+def _folded(outline: Outline) -> Iterator[str]:
+    """One line for each folder and action."""
+    for (symbol, origin, folder), total in outline.folded(LINES):
         where = f"{display(folder)}/" if folder else "./"
         if symbol == ">":
             where = f"{display(origin) + '/' if origin else './'} -> {where}"
         text = f"  {symbol} {where}"
-        lines.append(f"{_coloured(symbol, text)}  {plural(total.count, 'path')} {_NAMES[symbol]}, {size_text(total.size)}")
-    return lines
-
-
-def _fold_key(step: Step) -> tuple[str, bytes, bytes]:
-    folder = path_of(step).rpartition(b"/")[0]
-    if isinstance(step, MoveName):
-        # A renamed folder is one line: what both paths end in is what did not change.
-        old, new = step.origin.split(b"/"), path_of(step).split(b"/")
-        if old[-1] != new[-1]:
-            return step.symbol, b"/".join(old[:-1]), folder
-        while len(old) > 1 and len(new) > 1 and old[-1] == new[-1]:
-            old.pop()
-            new.pop()
-        return step.symbol, b"/".join(old), b"/".join(new)
-    return step.symbol, b"", folder
-
-
-def _shallower(sums: dict[tuple[str, bytes, bytes], _Sum], depth: int) -> dict[tuple[str, bytes, bytes], _Sum]:
-    out: dict[tuple[str, bytes, bytes], _Sum] = {}
-    for (symbol, origin, folder), total in sums.items():
-        key = (symbol, b"/".join(origin.split(b"/")[:depth]), b"/".join(folder.split(b"/")[:depth]))
-        at = out.setdefault(key, _Sum())
-        at.count += total.count
-        at.size += total.size
-    return out
+        yield f"{_coloured(symbol, text)}  {plural(total.count, 'path')} {_NAMES[symbol]}, {size_text(total.size)}"
 
 
 # For programs
@@ -213,6 +179,8 @@ def step_fields(step: Step) -> dict[str, object]:
         case StoreContent() | AddName() | Undelete() | MoveName():
             fields |= {"type": step.entry.kind.value, "hash": step.hash.hex()}
             fields["expects"] = step.expects.state.value if step.expects.state else None
+            if isinstance(step, StoreContent):
+                fields["packed"] = step.packed
             if isinstance(step, MoveName):
                 fields |= {"from": text_of(step.origin), **b64(step.origin, "from")}
         case NoteEntry() | UpdateMetadata():
@@ -239,6 +207,8 @@ def totals_fields(totals: Totals) -> dict[str, object]:
         "bytes_upload": totals.bytes_upload,
         "objects_put": totals.objects_put,
         "index_writes": totals.index_writes,
+        "packed": totals.packed,
+        "packs": totals.packs,
     }
 
 

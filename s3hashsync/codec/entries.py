@@ -27,12 +27,15 @@ def put_bytes(target: Json, field: str, value: bytes) -> None:
 
 def get_bytes(source: Mapping[str, object], field: str) -> bytes:
     exact = source.get(f"{field}_b64")
-    if isinstance(exact, str):
-        return base64.b64decode(exact)
     text = source.get(field)
-    if not isinstance(text, str):
-        raise Corrupt(f"the field {field!r} is missing")
-    return text.encode("utf-8")
+    try:
+        if isinstance(exact, str):
+            return base64.b64decode(exact, validate=True)
+        if isinstance(text, str):
+            return text.encode("utf-8")
+    except ValueError:
+        raise Corrupt(f"the field {field!r} is not readable") from None
+    raise Corrupt(f"the field {field!r} is missing")
 
 
 def get_int(source: Mapping[str, object], field: str, default: int | None = None) -> int:

@@ -15,6 +15,7 @@ the prefixes follow, each in as many bytes as its digits need.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from s3hashsync.core.model import Location, ObjectAt, PackAt
@@ -111,7 +112,9 @@ def _digits(number: int, level: int) -> str:
     return f"{number:0{level}x}" if level else ""
 
 
+@lru_cache(4096)
 def _quoted(text: str) -> str:
+    """Remembered: the contents of one pack all name the same two."""
     return quote(text, safe=_SAFE)
 
 

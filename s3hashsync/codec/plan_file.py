@@ -44,8 +44,7 @@ from s3hashsync.core.plan import (
 from s3hashsync.errors import Corrupt
 
 FORMAT = 1
-_CONTENT_STEPS: dict[str, type[StoreContent] | type[AddName] | type[Undelete]] = {
-    "store_content": StoreContent,
+_CONTENT_STEPS: dict[str, type[AddName] | type[Undelete]] = {
     "add_name": AddName,
     "undelete": Undelete,
 }
@@ -56,7 +55,7 @@ def step_to_json(step: Step) -> Json:
     """One step as an object; `action` names its type."""
     match step:
         case StoreContent():
-            return _content_step("store_content", step)
+            return {**_content_step("store_content", step), "packed": step.packed}
         case AddName():
             return _content_step("add_name", step)
         case Undelete():
@@ -90,7 +89,7 @@ def _content_step(action: str, step: ContentStep) -> Json:
         **_head(action, step),
         "entry": entry_to_json(step.entry),
         "hash": step.hash.hex(),
-        "sha256": step.sha256.hex(),
+        "sha256": step.sha256.hex() if step.sha256 else None,
         "drops": _hexes(step.drops),
         "expects": {
             "state": expects.state.value if expects.state else None,
@@ -131,11 +130,13 @@ def step_from_json(body: Json) -> Step:
     sha256 = Sha256(hash_from_hex(body["sha256"])) if body.get("sha256") else None
     if action == "update_metadata":
         return UpdateMetadata(source, entry, hash_, sha256, reason)
-    if hash_ is None or sha256 is None:
+    if hash_ is None or (sha256 is None and action == "store_content"):
         raise Corrupt(f"the step {action!r} of the plan names no content")
     expects = _expected(_object(body, "expects"))
     if action == "move_name":
         return MoveName(source, entry, get_bytes(body, "origin"), hash_, sha256, drops, reason, expects)
+    if action == "store_content" and sha256 is not None:
+        return StoreContent(source, entry, hash_, sha256, drops, reason, expects, body.get("packed") is True)
     if action in _CONTENT_STEPS:
         return _CONTENT_STEPS[action](source, entry, hash_, sha256, drops, reason, expects)
     raise Corrupt(f"the plan holds a step {action!r} that this version does not know", "make a new plan")
@@ -201,6 +202,7 @@ def _header(header: PlanHeader, problems: Iterable[Problem]) -> Json:
         "host": header.host,
         "made_at": header.made_at,
         "unconfigured": list(header.unconfigured),
+        "pack_size": header.pack_size,
         "problems": listed,
         "sources": [{field: getattr(source, field) for field in SourceHeader.__dataclass_fields__} for source in header.sources],
     }
@@ -226,6 +228,7 @@ def read_header(source: BinaryIO) -> tuple[PlanHeader, tuple[Problem, ...]]:
         made_at=float(made_at) if isinstance(made_at, int | float) else 0.0,
         sources=tuple(_source(item) for item in sources),
         unconfigured=tuple(str(name) for name in unconfigured),
+        pack_size=get_int(body, "pack_size", 0),
     )
     found = tuple(Problem(get_text(p, "source"), get_bytes(p, "path"), get_text(p, "message")) for p in problems)
     return header, found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import zstandard
 
@@ -17,12 +18,16 @@ FASTEST = 1
 _SAMPLE = 128 * 1024
 _INCOMPRESSIBLE = 0.98
 _CHUNK = 1 << 20
+_STEP = 1 << 11
+"""Bytes of input at a time: two thousand bytes can expand to 64 MiB, not more."""
+_PIECE = 1 << 18
+_MAX_WINDOW = 1 << 27
 
 # Contexts cost 100 us to make and are not thread-safe: one set a thread.
 _contexts = threading.local()
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
+def compressor(level: int) -> zstandard.ZstdCompressor:
     name = f"level{level}"
     found: zstandard.ZstdCompressor | None = getattr(_contexts, name, None)
     if found is None:
@@ -37,12 +42,12 @@ def level_for(sample: bytes) -> int:
     if len(sample) <= 2 * _SAMPLE:
         return LEVEL
     head = sample[:_SAMPLE]
-    return FASTEST if len(_compressor(FASTEST).compress(head)) > len(head) * _INCOMPRESSIBLE else LEVEL
+    return FASTEST if len(compressor(FASTEST).compress(head)) > len(head) * _INCOMPRESSIBLE else LEVEL
 
 
 def encode(content: bytes) -> bytes:
     """The whole content as one frame."""
-    return _compressor(level_for(content)).compress(content)
+    return compressor(level_for(content)).compress(content)
 
 
 def encode_stream(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
@@ -66,26 +71,75 @@ def encode_stream(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
 def decode_stream(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     """The content of one frame. Raises `Corrupt` for damaged, cut or trailing bytes, and for more than `limit` bytes of content
     (a bomb stops there)."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=_CHUNK)
+    decompressor = _decompressor().decompressobj(write_size=_CHUNK)
     produced = 0
-    try:
-        for chunk in chunks:
-            if decompressor.eof:
-                raise Corrupt("there are bytes behind the end of the zstd frame")
-            # Small input steps bound what one step can expand to.
-            for start in range(0, len(chunk), 1 << 16):
-                content = decompressor.decompress(chunk[start : start + (1 << 16)])
-                produced += len(content)
-                if produced > limit:
-                    raise Corrupt(f"the content is longer than the {limit} bytes that are recorded for it")
-                if content:
-                    yield content
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"not an intact zstd frame ({error})") from None
+    for content in _steps(decompressor, chunks):
+        produced += len(content)
+        if produced > limit:
+            raise Corrupt(f"the content is longer than the {limit} bytes that are recorded for it")
+        yield content
     if not decompressor.eof:
         raise Corrupt("the zstd frame is cut off")
     if decompressor.unused_data:
         raise Corrupt("there are bytes behind the end of the zstd frame")
+
+
+def decode_part(chunks: Iterable[bytes], start: int, length: int) -> Iterator[bytes]:
+    """`length` bytes of a frame's content from `start` on. What comes behind them is neither read nor checked; raises `Corrupt`
+    where the frame is damaged or over before."""
+    position, end = 0, start + length
+    for content in _steps(_decompressor().decompressobj(write_size=_CHUNK), chunks):
+        wanted = content[max(0, start - position) : max(0, end - position)]
+        position += len(content)
+        if wanted:
+            yield wanted
+        if position >= end:
+            return
+    raise Corrupt(f"the zstd frame holds no more than {position} bytes, {end} are needed")
+
+
+def decode_head(frame: bytes, length: int) -> bytes:
+    """The first `length` bytes of a frame's content, and nothing beyond. Fewer where it is damaged or over before."""
+    decompressor: zstandard.ZstdDecompressor | None = getattr(_contexts, "decompressor", None)
+    if decompressor is None:
+        decompressor = _contexts.decompressor = _decompressor()
+    try:
+        return bytes(decompressor.stream_reader(frame).read(length))
+    except zstandard.ZstdError:
+        return b"".join(_until_damage(decompressor.stream_reader(frame), length))
+
+
+def _until_damage(reader: zstandard.ZstdDecompressionReader, length: int) -> Iterator[bytes]:
+    with suppress(zstandard.ZstdError):
+        while length and (content := reader.read(min(length, _STEP))):
+            length -= len(content)
+            yield content
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+
+
+def _steps(decompressor: zstandard.ZstdDecompressionObj, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The content as it comes. Small input steps bound what one step can expand to; small pieces are joined again."""
+    ready: list[bytes] = []
+    size = 0
+    try:
+        for chunk in chunks:
+            if decompressor.eof and chunk:
+                raise Corrupt("there are bytes behind the end of the zstd frame")
+            view = memoryview(chunk)
+            for start in range(0, len(chunk), _STEP):
+                if content := decompressor.decompress(view[start : start + _STEP]):
+                    ready.append(content)
+                    size += len(content)
+                if size >= _PIECE:
+                    yield b"".join(ready)
+                    ready, size = [], 0
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"not an intact zstd frame ({error})") from None
+    if ready:
+        yield b"".join(ready)
 
 
 def decode(encoded: bytes, limit: int) -> bytes:

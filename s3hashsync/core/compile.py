@@ -6,7 +6,7 @@ index held); nothing is read here, nothing is written, no clock is asked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
 
 from s3hashsync.core.model import ContentHash, Entry, Kind, Location, RecordState, Sha256
@@ -24,6 +24,7 @@ from s3hashsync.core.plan import (
     Undelete,
     UpdateMetadata,
 )
+from s3hashsync.core.value import value
 
 
 class Verdict(Enum):
@@ -38,7 +39,7 @@ class Verdict(Enum):
     REWRITE = "rewrite"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Known:
     """What the index held for a hash when the plan was made."""
 
@@ -47,7 +48,7 @@ class Known:
     spill: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Before:
     """What the state held for a path: `hashes` is every hash the path may be under (more than one after a crash)."""
 
@@ -56,7 +57,7 @@ class Before:
     hashes: tuple[ContentHash, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Change:
     """One path that differs. `entry` and the hashes are what the disk has now (None when it has nothing, or no content).
 
@@ -78,16 +79,17 @@ class Change:
     rule: str = ""
 
 
-def compile_change(change: Change) -> Step | None:
-    """The step for this change, or None when another step covers it."""
+def compile_change(change: Change, pack_below: int = 0) -> Step | None:
+    """The step for this change, or None when another step covers it. Contents of less than `pack_below` bytes go into packs."""
     if change.entry is None:
         return None if change.moved_away else _removal(change)
     if change.verdict is Verdict.METADATA:
         return UpdateMetadata(change.source, change.entry, change.hash, change.sha256, Reason.METADATA)
     drops = _drops(change)
-    if change.hash is None or change.sha256 is None:
+    if change.hash is None:
         return NoteEntry(change.source, change.entry, drops, _reason(change, change.entry))
-    return _content_step(change, change.entry, change.hash, change.sha256)
+    step = _content_step(change, change.entry, change.hash)
+    return replace(step, packed=True) if isinstance(step, StoreContent) and change.entry.size < pack_below else step
 
 
 def _drops(change: Change) -> tuple[ContentHash, ...]:
@@ -103,10 +105,11 @@ def _removal(change: Change) -> Step | None:
     return RemoveName(change.source, change.path, kind, size, hashes, Reason.DELETED)
 
 
-def _content_step(change: Change, entry: Entry, hash_: ContentHash, sha256: Sha256) -> ContentStep:
+def _content_step(change: Change, entry: Entry, hash_: ContentHash) -> ContentStep:
     expects = _expected(change)
     reason = _reason(change, entry)
     drops = _drops(change)
+    sha256 = change.sha256
     common = (hash_, sha256, drops)
     if change.origin is not None and expects.state is RecordState.LIVE:
         return MoveName(change.source, entry, change.origin, *common, Reason.MOVED, expects)
@@ -114,7 +117,10 @@ def _content_step(change: Change, entry: Entry, hash_: ContentHash, sha256: Sha2
         return AddName(change.source, entry, *common, Reason.COPIED if reason is Reason.NEW else reason, expects)
     if expects.state is RecordState.TRASH:
         return Undelete(change.source, entry, *common, Reason.RETURNED if reason is Reason.NEW else reason, expects)
-    return StoreContent(change.source, entry, *common, reason, expects)
+    if sha256 is None:
+        # It could not be read now, so it cannot be uploaded: its name is written if the content is still there.
+        return AddName(change.source, entry, *common, reason, expects)
+    return StoreContent(change.source, entry, hash_, sha256, drops, reason, expects)
 
 
 def _expected(change: Change) -> Expected:

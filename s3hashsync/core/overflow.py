@@ -29,7 +29,10 @@ def split_names(names: frozenset[StoredName]) -> tuple[frozenset[StoredName], fr
 
 
 def fits(names: Collection[StoredName]) -> bool:
-    return len(names) <= NAMES_IN_RECORD and names_size(names) <= BYTES_IN_RECORD
+    if len(names) > NAMES_IN_RECORD:
+        return False
+    # A character is four bytes at most: that settles nearly every case without encoding anything.
+    return 4 * sum(map(len, names)) <= BYTES_IN_RECORD or names_size(names) <= BYTES_IN_RECORD
 
 
 def names_size(names: Iterable[StoredName]) -> int:

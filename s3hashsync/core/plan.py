@@ -1,175 +1,34 @@
-"""A plan: a header, steps that can be read again and again, and totals derived from them.
+"""A plan: a header, steps that can be read again and again, and what one reading of them says: totals and outlines.
 
-A step is data and runs nothing: one closed union, which the executor, the renderer and the JSON codec each match exhaustively.
-Decides what a step says and which symbol a person sees. Knows neither stores nor terminals.
+Decides what is counted. The steps themselves are `core.steps`. Knows neither stores nor terminals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol
 
 from s3hashsync.core.cost import index_writes
-from s3hashsync.core.model import ContentHash, Entry, Kind, Location, RecordState, Sha256
-
-
-class Reason(Enum):
-    """Why a step is in the plan."""
-
-    NEW = "new"
-    CHANGED = "content changed"
-    REPLACED = "type changed"
-    MOVED = "moved"
-    COPIED = "copied"
-    RETURNED = "back within its storage duration"
-    METADATA = "metadata changed"
-    DELETED = "deleted"
-    EXCLUDED = "excluded"
-    UNCONFIRMED = "left unconfirmed by an earlier run"
-    TAKE_OVER = "written again for a new owner or a new index"
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What planning saw in the index: `state` None means no record. `planned`: an earlier step of the same plan stores it.
-    `spill` is the prefix length of the record's overflow items (0: it has none)."""
-
-    state: RecordState | None
-    location: Location | None = None
-    planned: bool = False
-    spill: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StoreContent:
-    """Upload the content of this path, then name it. `drops`: hashes that the path may be under and is removed from."""
-
-    source: str
-    entry: Entry
-    hash: ContentHash
-    sha256: Sha256
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-    expects: Expected
-
-    @property
-    def symbol(self) -> str:
-        return "~" if self.reason in _CHANGES else "+"
-
-
-@dataclass(frozen=True, slots=True)
-class AddName:
-    """The content is stored already, or will be by an earlier step: an index write, no upload."""
-
-    source: str
-    entry: Entry
-    hash: ContentHash
-    sha256: Sha256
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-    expects: Expected
-
-    @property
-    def symbol(self) -> str:
-        return "~" if self.reason in _CHANGES else "="
-
-
-@dataclass(frozen=True, slots=True)
-class Undelete:
-    """The content is in the trash and comes back: an index write and a delete marker less, no upload."""
-
-    source: str
-    entry: Entry
-    hash: ContentHash
-    sha256: Sha256
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-    expects: Expected
-    symbol: ClassVar[str] = "^"
-
-
-@dataclass(frozen=True, slots=True)
-class MoveName:
-    """The same content under a new path: the new name first, the old name after the run log."""
-
-    source: str
-    entry: Entry
-    origin: bytes
-    hash: ContentHash
-    sha256: Sha256
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-    expects: Expected
-    symbol: ClassVar[str] = ">"
-
-
-@dataclass(frozen=True, slots=True)
-class NoteEntry:
-    """What has no content of its own (folder, link, special file, empty file): the run log alone."""
-
-    source: str
-    entry: Entry
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-
-    @property
-    def symbol(self) -> str:
-        return "~" if self.reason in _CHANGES else "+"
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateMetadata:
-    """Same content, other metadata: the run log alone."""
-
-    source: str
-    entry: Entry
-    hash: ContentHash | None
-    sha256: Sha256 | None
-    reason: Reason
-    symbol: ClassVar[str] = "m"
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveName:
-    """The path is gone from the disk. `size` is the content's, in bytes."""
-
-    source: str
-    path: bytes
-    kind: Kind
-    size: int
-    drops: tuple[ContentHash, ...]
-    reason: Reason
-    symbol: ClassVar[str] = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class ExcludeName:
-    """The path is still on the disk, but a rule excludes it now."""
-
-    source: str
-    path: bytes
-    kind: Kind
-    size: int
-    drops: tuple[ContentHash, ...]
-    rule: str
-    reason: Reason
-    symbol: ClassVar[str] = "x"
-
-
-ContentStep: TypeAlias = StoreContent | AddName | Undelete | MoveName
-Step: TypeAlias = ContentStep | NoteEntry | UpdateMetadata | RemoveName | ExcludeName
-
-_CHANGES = frozenset({Reason.CHANGED, Reason.REPLACED})
-
-
-def path_of(step: Step) -> bytes:
-    return step.path if isinstance(step, RemoveName | ExcludeName) else step.entry.path
-
-
-def size_of(step: Step) -> int:
-    return step.size if isinstance(step, RemoveName | ExcludeName) else step.entry.size
+from s3hashsync.core.model import ContentHash
+from s3hashsync.core.outline import Outline
+from s3hashsync.core.steps import (
+    AddName,
+    ContentStep,
+    ExcludeName,
+    Expected,
+    MoveName,
+    NoteEntry,
+    Reason,
+    RemoveName,
+    Step,
+    StoreContent,
+    Undelete,
+    UpdateMetadata,
+    drops_of,
+    path_of,
+    size_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +52,7 @@ class SourceHeader:
 
 @dataclass(frozen=True, slots=True)
 class PlanHeader:
-    """When and on what a plan was made. Times in epoch seconds."""
+    """When and on what a plan was made. Times in epoch seconds; `pack_size`: what a pack holds, bytes (0: no packs)."""
 
     repository: str
     incarnation: str
@@ -201,6 +60,7 @@ class PlanHeader:
     made_at: float
     sources: tuple[SourceHeader, ...]
     unconfigured: tuple[str, ...] = ()
+    pack_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +80,9 @@ class StepReader(Protocol):
 
 @dataclass(slots=True)
 class Totals:
-    """What a plan will do. Entries by action, then effects: bytes before compression, requests, index items written."""
+    """What a plan will do. Entries by action, then effects: bytes before compression, requests, index items written. `packed` of
+    the contents, with `bytes_packed`, go into `packs`; how many that will be is an estimate from above, since packs are closed by
+    their stored size. `objects_put` counts the packs, too."""
 
     add: int = 0
     change: int = 0
@@ -233,20 +95,48 @@ class Totals:
     bytes_upload: int = 0
     objects_put: int = 0
     index_writes: int = 0
+    packed: int = 0
+    bytes_packed: int = 0
+    packs: int = 0
 
     @property
     def steps(self) -> int:
         return self.add + self.change + self.move + self.copy + self.remove + self.undelete + self.metadata
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """What `plan` shows and `apply` executes."""
+    """What `plan` shows and `apply` executes. Totals and outlines take one reading of all steps, once, when they are first asked
+    for."""
 
-    header: PlanHeader
-    steps: StepReader
-    totals: Totals
-    problems: tuple[Problem, ...] = ()
+    def __init__(self, header: PlanHeader, steps: StepReader, problems: Iterable[Problem] = ()) -> None:
+        self.header = header
+        self.steps = steps
+        self.problems = tuple(problems)
+        self._outlines: dict[str, Outline] = {}
+        self._totals: Totals | None = None
+
+    @property
+    def is_totalled(self) -> bool:
+        return self._totals is not None
+
+    @property
+    def totals(self) -> Totals:
+        if self._totals is None:
+            self._totals = total(self._outlined(), self.header.pack_size)
+        return self._totals
+
+    def outline(self, source: str) -> Outline:
+        """In few lines; an empty one for a source without a step."""
+        assert self.totals is not None
+        return self._outlines.get(source) or Outline()
+
+    def _outlined(self) -> Iterator[Step]:
+        for step in self.steps():
+            outline = self._outlines.get(step.source)
+            if outline is None:
+                outline = self._outlines[step.source] = Outline()
+            outline.add(step)
+            yield step
 
 
 @dataclass(slots=True)
@@ -271,20 +161,33 @@ class _Group:
         return index_writes(self.names, self.spill) if self.names else 0
 
 
-def total(steps: Iterable[Step]) -> Totals:
-    """Sum up. Index writes are an estimate: how the names of one content spread over overflow items is known only afterwards."""
+def total(steps: Iterable[Step], pack_size: int = 0) -> Totals:
+    """Sum up; a pack holds `pack_size` bytes. Index writes are an estimate: how the names of one content spread over overflow
+    items is known only afterwards."""
     totals, added, dropped = Totals(), _Group(), _Group()
     for step in steps:
         _count_action(totals, step)
         if isinstance(step, StoreContent):
-            totals.objects_put += 1
-            totals.bytes_upload += step.entry.size
+            _count_upload(totals, step)
         if isinstance(step, StoreContent | AddName | Undelete | MoveName):
             totals.index_writes += added.count(step.hash, step.expects.spill)
         for hash_ in drops_of(step):
             totals.index_writes += dropped.count(hash_)
     totals.index_writes += added.writes() + dropped.writes()
+    if totals.packed:
+        totals.packs = max(1, -(-totals.bytes_packed // pack_size)) if pack_size else totals.packed
+        totals.objects_put += totals.packs
+        totals.index_writes += totals.packs
     return totals
+
+
+def _count_upload(totals: Totals, step: StoreContent) -> None:
+    totals.bytes_upload += step.entry.size
+    if step.packed:
+        totals.packed += 1
+        totals.bytes_packed += step.entry.size
+    else:
+        totals.objects_put += 1
 
 
 def _count_action(totals: Totals, step: Step) -> None:
@@ -308,12 +211,27 @@ def _count_action(totals: Totals, step: Step) -> None:
             totals.remove += 1
 
 
-def drops_of(step: Step) -> tuple[ContentHash, ...]:
-    """The hashes that lose a name by this step (for a move: the old path's)."""
-    match step:
-        case UpdateMetadata():
-            return ()
-        case MoveName():
-            return (*step.drops, step.hash)
-        case _:
-            return step.drops
+__all__ = [
+    "AddName",
+    "ContentStep",
+    "ExcludeName",
+    "Expected",
+    "MoveName",
+    "NoteEntry",
+    "Plan",
+    "PlanHeader",
+    "Problem",
+    "Reason",
+    "RemoveName",
+    "SourceHeader",
+    "Step",
+    "StepReader",
+    "StoreContent",
+    "Totals",
+    "Undelete",
+    "UpdateMetadata",
+    "drops_of",
+    "path_of",
+    "size_of",
+    "total",
+]

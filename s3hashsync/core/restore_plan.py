@@ -7,13 +7,18 @@ else, and the metadata of folders last of all, the deepest first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Protocol, TypeAlias, assert_never
 
-from s3hashsync.core.model import Content, Entry, Kind, Sha256
+from s3hashsync.core.model import Content, Entry, Kind, PackAt, Sha256
 from s3hashsync.core.plan import Problem
+from s3hashsync.core.value import value
+
+_UNSAFE = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
+"""An empty part, `.` or `..`, or a NUL byte."""
 
 OWNER_ONLY = 0o700
 """The mode that a folder has while a restore works in it."""
@@ -33,7 +38,7 @@ class RestoreReason(Enum):
     UNLOCATED = "the repository does not say where its content is"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeDirectory:
     """A folder is made, and gets its metadata at the end."""
 
@@ -46,7 +51,7 @@ class MakeDirectory:
         return "+" if self.reason is RestoreReason.NEW else "~"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UseDirectory:
     """A folder is there. `finish`: it gets the snapshot's metadata at the end; otherwise it stays as it is. `claim`: until then
     only its owner may enter, as with a new one."""
@@ -62,9 +67,9 @@ class UseDirectory:
         return "m" if self.reason is RestoreReason.METADATA else " "
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlaceFile:
-    """Fetch a content and place it. `content` None: the file is empty."""
+    """Fetch a content and place it. `content` None: the file is empty. `sha256` None: not known; the content's hash tells."""
 
     source: str
     entry: Entry
@@ -77,7 +82,7 @@ class PlaceFile:
         return "+" if self.reason is RestoreReason.NEW else "~"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CopyFile:
     """The content is on the disk already, at `origin` (a path of the same source, maybe this one): it is copied and checked, and
     fetched where it is not what it should be."""
@@ -94,7 +99,7 @@ class CopyFile:
         return "m" if self.reason is RestoreReason.METADATA else "="
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkFile:
     """Another name for the file at `to`; a file of its own where that one could not be restored."""
 
@@ -107,7 +112,7 @@ class LinkFile:
     symbol: ClassVar[str] = "&"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlaceSymlink:
     source: str
     entry: Entry
@@ -118,7 +123,7 @@ class PlaceSymlink:
         return "+" if self.reason is RestoreReason.NEW else "~"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlaceSpecial:
     """A fifo, a socket or a device."""
 
@@ -131,7 +136,7 @@ class PlaceSpecial:
         return "+" if self.reason is RestoreReason.NEW else "~"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Keep:
     """Something of that name is there and stays: without `overwrite` nothing is replaced."""
 
@@ -141,7 +146,7 @@ class Keep:
     symbol: ClassVar[str] = "."
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unchanged:
     """There already as it was: an interrupted restore goes on behind it."""
 
@@ -151,7 +156,7 @@ class Unchanged:
     symbol: ClassVar[str] = " "
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Conflict:
     """This path cannot be restored."""
 
@@ -165,7 +170,7 @@ FileStep: TypeAlias = PlaceFile | CopyFile | LinkFile
 RestoreStep: TypeAlias = MakeDirectory | UseDirectory | FileStep | PlaceSymlink | PlaceSpecial | Keep | Unchanged | Conflict
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wanted:
     """One path of the snapshot. `mate`: the first of the paths that are hard links of one file, `twin`: the first of the paths
     with the same content, None when it is this one. `blocked`: what it lies in cannot be made."""
@@ -179,7 +184,7 @@ class Wanted:
     blocked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Existing:
     """What lies in the target at that path. `sha256` is known only where it was worth reading the file; `empty`: a folder with
     nothing in it; `linked`: it is the same file as the one at the mate's path."""
@@ -200,7 +205,7 @@ class RestoreRules:
 
 def is_safe(path: bytes) -> bool:
     """Whether a path of the snapshot leads to a place below the target (b"" is the target itself)."""
-    return not path or not any(part in (b"", b".", b"..") or b"\0" in part for part in path.split(b"/"))
+    return not path or _UNSAFE.search(path) is None
 
 
 def compile_restore(wanted: Wanted, there: Existing | None, rules: RestoreRules) -> RestoreStep:
@@ -267,7 +272,7 @@ def _file(wanted: Wanted, there: Existing | None, rules: RestoreRules) -> Restor
 
 def _placed(wanted: Wanted, reason: RestoreReason) -> RestoreStep:
     source, entry, content = wanted.source, wanted.entry, wanted.content
-    if entry.size and (content is None or wanted.sha256 is None):
+    if entry.size and content is None:
         return Conflict(source, entry, RestoreReason.UNLOCATED)
     if wanted.mate is not None:
         return LinkFile(source, entry, reason, wanted.sha256, content, wanted.mate)
@@ -309,10 +314,11 @@ class RestoreStepReader(Protocol):
 
 @dataclass(slots=True)
 class ClassTotal:
-    """What is fetched out of one storage class; bytes as they are stored."""
+    """What is fetched out of one storage class: objects (a pack is one), and bytes as they are stored."""
 
     objects: int = 0
     stored: int = 0
+    packs: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -394,5 +400,10 @@ def _count(totals: RestoreTotals, step: RestoreStep) -> None:
 def _count_fetch(totals: RestoreTotals, step: PlaceFile | CopyFile) -> None:
     if isinstance(step, PlaceFile) and step.content is not None:
         one = totals.classes.setdefault(step.content.storage_class, ClassTotal())
-        one.objects += 1
+        at = step.content.location
+        if not isinstance(at, PackAt):
+            one.objects += 1
+        elif at.pack not in one.packs:
+            one.packs.add(at.pack)
+            one.objects += 1
         one.stored += step.content.stored

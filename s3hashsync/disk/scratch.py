@@ -9,12 +9,12 @@ from __future__ import annotations
 import marshal
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from s3hashsync.codec.location import decode_location, encode_location
 from s3hashsync.core.compile import Before, Change, Known, Verdict
 from s3hashsync.core.model import ContentHash, Entry, Kind, RecordState, Sha256
+from s3hashsync.core.value import value
 
 _SCHEMA = """
 CREATE TABLE changes (
@@ -75,7 +75,7 @@ _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _STATES = {state.value: state for state in RecordState}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ToHash:
     """A file that has to be read before its change is known; `before` is the hash of its row, None where that is not
     confirmed: then its name is written again, whatever the content turns out to be."""
@@ -91,7 +91,7 @@ class Scratch:
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(_SCHEMA)
-        self._db.execute("PRAGMA cache_size=-32000")
+        self._db.execute("PRAGMA cache_size=-4000")
         self._sources: list[str] = []
         self._next = 0
 

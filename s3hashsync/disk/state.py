@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from s3hashsync.core.model import Content, ContentHash, Entry, Rev, Sha256
+from s3hashsync.core.model import Content, ContentHash, Entry, ObjectAt, Rev, Sha256
 from s3hashsync.disk.state_rows import FILE_NUMBER, Known, Row, content_from, content_row, file_row, key_of, known_from, wrapped
 from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -40,6 +40,13 @@ CREATE TABLE contents (
 CREATE TABLE attempts (hash BLOB PRIMARY KEY, id TEXT NOT NULL, expects BLOB, token TEXT NOT NULL) WITHOUT ROWID;
 """
 
+_PACKS = """
+CREATE TABLE packs (
+    id TEXT PRIMARY KEY, attempt TEXT NOT NULL, checksum TEXT NOT NULL, encoding TEXT NOT NULL, stored_at INTEGER NOT NULL,
+    members BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
@@ -50,6 +57,19 @@ class OpenAttempt:
     id: str
     expects: Rev | None
     token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPack:
+    """The put of a pack that may or may not have happened. `checksum` is that of the whole pack, `members` what whoever made it
+    needs to name its contents, in a form of its own; `stored_at` in epoch seconds."""
+
+    id: str
+    attempt: str
+    checksum: str
+    encoding: str
+    stored_at: int
+    members: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,7 @@ class State:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA cache_size=-16000")
+            self._db.execute("PRAGMA cache_size=-8000")
             self._prepare()
 
     def _prepare(self) -> None:
@@ -84,7 +104,9 @@ class State:
             return
         if version > SCHEMA_VERSION:
             raise Corrupt(f"{self._path} was written by a newer version", "use that version, or delete the file: it is rebuilt")
-        self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        # The first version had no packs.
+        missing = _PACKS if version else _SCHEMA + _PACKS
+        self._db.executescript(f"BEGIN;{missing}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
 
     def close(self) -> None:
         self._db.close()
@@ -116,7 +138,7 @@ class State:
     def clear(self) -> None:
         """Forget everything but the hashes found so far: those are facts about the disk, whatever the repository says."""
         with self._transaction():
-            for table in ("meta", "files", "dirty", "contents", "attempts"):
+            for table in ("meta", "files", "dirty", "contents", "attempts", "packs"):
                 self._db.execute(f"DELETE FROM {table}")
 
     # Rows
@@ -203,7 +225,7 @@ class State:
         attempts: Iterable[OpenAttempt] = (),
     ) -> None:
         """Durable before it returns: these paths (keys) may be under these hashes, and these puts may happen."""
-        rows = [(key, hash_) for key, hashes in paths for hash_ in (*hashes, b"")]
+        rows = [(key, hash_) for key, hashes in paths for hash_ in hashes or (b"",)]
         with self._transaction():
             self._db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", rows)
             self._db.executemany(
@@ -216,23 +238,49 @@ class State:
             row = self._db.execute("SELECT * FROM attempts WHERE hash = ?", (hash_,)).fetchone()
         return OpenAttempt(row[0], row[1], row[2], row[3]) if row else None
 
+    def mark_pack(self, pack: OpenPack) -> None:
+        """Durable before it returns: this put may happen."""
+        row = (pack.id, pack.attempt, pack.checksum, pack.encoding, pack.stored_at, pack.members)
+        with self._transaction():
+            self._db.execute("INSERT INTO packs VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def open_packs(self) -> list[OpenPack]:
+        """Those that were marked and not settled."""
+        with _translated(self._path):
+            return [OpenPack(*row) for row in self._db.execute("SELECT * FROM packs").fetchall()]
+
+    def forget_packs(self, ids: Iterable[str]) -> None:
+        """What these may have left is not taken up any more."""
+        wanted = list(ids)
+        if wanted:
+            with self._transaction():
+                self._forget_packs(wanted)
+
+    def _forget_packs(self, ids: Iterable[str]) -> None:
+        self._db.executemany("DELETE FROM packs WHERE id = ?", [(id_,) for id_ in ids])
+
     def settle(
         self,
         present: Iterable[tuple[Known, Content | None]],
         absent: Iterable[bytes],
         anchor: Anchor,
+        packs: Iterable[str] = (),
     ) -> None:
-        """The end of a batch, in one durable step: these paths are as they are here, those keys are gone, none is dirty."""
+        """The end of a batch, in one durable step: these paths are as they are here, those keys are gone, none is dirty; what
+        these packs hold is named."""
         with self._transaction():
             for rows in _pages(present):
                 keys = [(key_of(known.entry.path),) for known, _ in rows]
                 # A content once, however many of these paths hold it.
                 contents = {content.hash: content for _, content in rows if content is not None}
                 self._db.executemany(_PUT_FILE, [file_row(known) for known, _ in rows])
-                self._delete(("dirty", "hashed"), keys)
+                self._delete(("dirty",), keys)
                 self._db.executemany(_PUT_CONTENT, map(content_row, contents.values()))
-                self._db.executemany("DELETE FROM attempts WHERE hash = ?", [(hash_,) for hash_ in contents])
-            self._delete(("files", "dirty", "hashed"), [(key,) for key in absent])
+                # What lies in packs has no attempts of its own.
+                alone = [(c.hash,) for c in contents.values() if isinstance(c.location, ObjectAt)]
+                self._db.executemany("DELETE FROM attempts WHERE hash = ?", alone)
+            self._delete(("files", "dirty"), [(key,) for key in absent])
+            self._forget_packs(packs)
             self._db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 [(name, getattr(anchor, name)) for name in ("repository", "incarnation", "head", "pending")],
@@ -256,6 +304,12 @@ class State:
     def has_found(self) -> bool:
         with _translated(self._path):
             return self._db.execute("SELECT 1 FROM hashed LIMIT 1").fetchone() is not None
+
+    def forget_hashes(self) -> None:
+        """All that was found has been taken over."""
+        if self.has_found():
+            with self._transaction():
+                self._db.execute("DELETE FROM hashed")
 
     def remember_hashes(self, found: Iterable[tuple[Entry, ContentHash, Sha256]]) -> None:
         with self._transaction():

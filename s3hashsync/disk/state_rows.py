@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from s3hashsync.codec.location import decode_location, encode_location
 from s3hashsync.core.model import Content, ContentHash, Entry, Kind, Sha256
+from s3hashsync.core.value import value
 
 _KINDS = tuple(Kind)
 _KIND_NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
@@ -53,9 +53,10 @@ def path_of(key: bytes) -> bytes:
     return key.replace(b"\0", b"/")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Known:
-    """A path of the state with all that is known of it."""
+    """A path of the state with all that is known of it. `sha256` is None beside a hash where only the keyed one is known: the row
+    was made from the index of an encrypted repository."""
 
     entry: Entry
     hash: ContentHash | None
@@ -79,10 +80,22 @@ def file_row(known: Known) -> tuple[object, ...]:
         e.links,
         int(known.racy),
         known.hash,
-        # Without encryption the hash is the SHA-256: kept once.
-        None if known.hash is not None and known.sha256 == bytes(known.hash) else known.sha256,
+        _sha256_column(known),
         _extra(e),
     )
+
+
+def _sha256_column(known: Known) -> bytes | None:
+    """Without encryption the hash is the SHA-256: kept once (NULL). One that is not known beside a hash is empty."""
+    if known.hash is None:
+        return known.sha256
+    if known.sha256 is None:
+        return b""
+    return None if known.sha256 == bytes(known.hash) else known.sha256
+
+
+def _known_sha256(column: object, hash_: object) -> object:
+    return hash_ if column is None else column or None
 
 
 def wrapped(number: int) -> int:
@@ -127,7 +140,7 @@ def known_from(row: Sequence[object]) -> Known:
         xattrs=tuple((b64decode(n), b64decode(v)) for n, v in more.get("xattrs", [])),
         sparse=more.get("sparse", False),
     )
-    return Known(entry, hash_, sha256 if sha256 is not None else hash_, bool(racy))  # type: ignore[arg-type]
+    return Known(entry, hash_, _known_sha256(sha256, hash_), bool(racy))  # type: ignore[arg-type]
 
 
 def content_row(content: Content) -> tuple[object, ...]:

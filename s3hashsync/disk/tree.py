@@ -14,10 +14,10 @@ import os
 import stat as stats
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from s3hashsync.core.ignore import Rules
+from s3hashsync.core.value import value
 from s3hashsync.disk.folder import FOLDER_FLAGS, Folder, Listed, UnreadIgnoreFile, WalkOptions, read_folder
 from s3hashsync.errors import Refused
 
@@ -85,7 +85,7 @@ class Undecided(NamedTuple):
 Item: TypeAlias = Seen | Unreadable | Excluded | Undecided
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RootFacts:
     """What guards want to know of a source's root before anything is compared."""
 
@@ -94,7 +94,7 @@ class RootFacts:
     empty: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Explanation:
     """Why a path is or is not in the backup. `path` is the one spoken of: itself or a folder above it. `unknown`: it could not be
     looked at, so nothing is known of what the rules say."""

@@ -14,16 +14,20 @@ from itertools import groupby
 
 from s3hashsync.config import Config, SourceSettings
 from s3hashsync.core.compile import compile_change
-from s3hashsync.core.model import Kind
-from s3hashsync.core.plan import ExcludeName, Plan, PlanHeader, Problem, RemoveName, SourceHeader, Step, Totals, total
+from s3hashsync.core.plan import Plan, PlanHeader, Problem, SourceHeader, Step, Totals
 from s3hashsync.disk.scratch import Scratch
+from s3hashsync.disk.seals import SealFiles
 from s3hashsync.errors import Locked, Refused, UsageError
+from s3hashsync.run.candidates import SourceFiles
 from s3hashsync.run.executor import RunContext, SourceExecutor
+from s3hashsync.run.frames import FrameMaker, ThreadFrames
 from s3hashsync.run.gather import Gathering, gather, look_up
 from s3hashsync.run.guards import remember_mounts
+from s3hashsync.run.helper import WORTH_IT, Helper, HelperFrames, folder_of
 from s3hashsync.run.history import new_run_id, newest_key
 from s3hashsync.run.lease import Lease, SourceFacts, acquire, all_sources
 from s3hashsync.run.ledger import Ledger, Terms
+from s3hashsync.run.packing import Packer, PackLimits
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.session import Session, open_session
@@ -34,7 +38,8 @@ from s3hashsync.run.uploads import Uploader, UploadSettings
 class Job:
     """What every command works with: made in `wiring`, which alone knows clock, randomness and environment. `clock` in epoch
     seconds, `clock_ns` in nanoseconds; `threads` is how many uploads go on at once;
-    `own` what belongs to the program itself and is never backed up."""
+    `own` what belongs to the program itself and is never backed up; `helper`: another process that reads files, where there is
+    more than one core."""
 
     config: Config
     repository: Repository
@@ -46,6 +51,7 @@ class Job:
     entropy: Callable[[int], bytes]
     threads: int
     own: tuple[str, ...] = ()
+    helper: Helper | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class Planned:
 class Summary:
     """What an apply has done. Sizes in bytes; `bytes_uploaded` before, `bytes_stored` after compression."""
 
-    totals: Totals
+    plan: Plan
     files: int = 0
     files_bytes: int = 0
     files_hashed: int = 0
@@ -78,6 +84,7 @@ class Summary:
     bytes_uploaded: int = 0
     bytes_stored: int = 0
     objects_put: int = 0
+    packs: int = 0
     adopted: int = 0
     index_writes: int = 0
     index_units: int = 0
@@ -116,10 +123,13 @@ def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
         look_up(scratch, job.repository.index)
         scratch.join()
 
-        def steps() -> Iterator[Step]:
-            return (step for change in scratch.changes() if (step := compile_change(change)) is not None)
+        pack = job.config.repository.pack
+        below = pack.below if pack is not None else 0
 
-        plan = Plan(_header(job, headers), steps, total(steps()), tuple(problems))
+        def steps() -> Iterator[Step]:
+            return (step for change in scratch.changes() if (step := compile_change(change, below)) is not None)
+
+        plan = Plan(_header(job, headers), steps, problems)
         yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))
 
 
@@ -129,11 +139,13 @@ def _gathering(job: Job, session: Session, scratch: Scratch) -> Gathering:
         state=session.state,
         scratch=scratch,
         index=job.repository.index,
+        keys=job.repository.keys,
         progress=job.progress,
         stop=job.stop,
         scanned_ns=job.clock_ns(),
         rewrite=session.rewrite,
         own=job.own,
+        helper=job.helper,
     )
 
 
@@ -141,21 +153,28 @@ def _header(job: Job, headers: list[SourceHeader]) -> PlanHeader:
     configured = {source.name for source in job.config.sources}
     others = [f.name for f in all_sources(job.repository.index) if f.host == job.config.host and f.name not in configured]
     identity = job.repository.identity
-    return PlanHeader(identity.id, identity.incarnation, job.config.host, job.clock(), tuple(headers), tuple(others))
+    pack = job.config.repository.pack
+    return PlanHeader(
+        repository=identity.id,
+        incarnation=identity.incarnation,
+        host=job.config.host,
+        made_at=job.clock(),
+        sources=tuple(headers),
+        unconfigured=tuple(others),
+        pack_size=pack.size if pack is not None else 0,
+    )
 
 
 def mass_changes(config: Config, plan: Plan, sessions: dict[str, Session]) -> tuple[MassChange, ...]:
     """The sources of which the plan removes, or newly excludes, more than the share and the number of files that the guard
     allows."""
-    removed = dict.fromkeys(sessions, 0)
-    for step in plan.steps():
-        if isinstance(step, RemoveName | ExcludeName) and step.kind is Kind.FILE:
-            removed[step.source] += 1
     out = []
-    for name, count in removed.items():
-        files = sessions[name].state.count_files()
-        if count > config.mass_change_files and count > config.mass_change_share * files:
-            out.append(MassChange(name, count, files))
+    for name, session in sessions.items():
+        files = session.state.count_files()
+        # No more can be removed than there is: that spares a first backup one reading of its plan.
+        removed = plan.outline(name).files_removed if files > config.mass_change_files else 0
+        if removed > config.mass_change_files and removed > config.mass_change_share * files:
+            out.append(MassChange(name, removed, files))
     return tuple(out)
 
 
@@ -181,9 +200,11 @@ def apply(job: Job, work: Planned, options: ApplyOptions) -> tuple[Summary, list
         )
     began = job.clock()
     plan = work.plan
-    summary = Summary(plan.totals)
+    summary = Summary(plan)
     problems = list(plan.problems)
-    job.progress.phase("applying", plan.totals.objects_put, plan.totals.bytes_upload)
+    # Nobody has asked what it comes to: then nobody looks at the progress either.
+    totals = plan.totals if plan.is_totalled else Totals()
+    job.progress.phase("applying", totals.packed + totals.objects_put - totals.packs, totals.bytes_upload)
     headers = {header.name: header for header in plan.header.sources}
     for header in plan.header.sources:
         _check_owner(work.sessions[header.name], job.config.host, options)
@@ -230,9 +251,11 @@ def _apply_source(
 ) -> list[Problem]:
     if session.rewrite:
         session.state.set_note("rewrite", "1")
+    job.repository.keys.add_source(header.name)
     lease = _lease(job, session, header, options)
     root = os.open(header.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    ledger, uploader = _workers(job, session, root)
+    files = SourceFiles(root, "inode" in session.source.compare)
+    ledger, uploader, packer = _workers(job, session, files, header.files_hashed)
     context = RunContext(
         repository=job.repository,
         header=header,
@@ -241,6 +264,7 @@ def _apply_source(
         lease=lease,
         ledger=ledger,
         uploader=uploader,
+        packer=packer,
         progress=job.progress,
         stop=job.stop,
         now=job.clock,
@@ -251,6 +275,8 @@ def _apply_source(
     try:
         executor.run(steps)
     finally:
+        if packer is not None:
+            packer.stop()
         uploader.close()
         os.close(root)
         _add_up(summary, ledger, uploader, executor)
@@ -269,13 +295,26 @@ def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptio
     return lease
 
 
-def _workers(job: Job, session: Session, root: int) -> tuple[Ledger, Uploader]:
+def _workers(job: Job, session: Session, files: SourceFiles, hashed: int) -> tuple[Ledger, Uploader, Packer | None]:
     repository, settings = job.repository, job.config.repository
     terms = Terms(settings.storage_class, settings.min_storage_seconds, settings.keep_deleted_seconds, settings.append_only)
     ledger = Ledger(repository.index, repository.objects, terms, job.clock, job.entropy)
-    inodes = "inode" in session.source.compare
-    upload = UploadSettings(settings.storage_class, job.threads, lambda: int(job.clock()), job.entropy, inodes)
-    return ledger, Uploader(repository.objects, session.state, root, upload, job.progress, job.stop)
+    upload = UploadSettings(
+        storage_class=settings.storage_class,
+        threads=job.threads,
+        now=lambda: int(job.clock()),
+        entropy=job.entropy,
+        seals=SealFiles(os.path.join(job.state_folder, session.source.name)),
+        verify=job.config.verify_uploads,
+    )
+    uploader = Uploader(repository, session.state, files, upload, job.progress, job.stop)
+    if settings.pack is None:
+        return ledger, uploader, None
+    limits = PackLimits(settings.pack.size, job.state_folder, job.config.verify_uploads)
+    frames: FrameMaker = ThreadFrames(files.root, inodes=files.inodes)
+    if job.helper is not None and (job.helper.started or hashed >= WORTH_IT):
+        frames = HelperFrames(job.helper, folder_of(session.source.path, files.root), inodes=files.inodes)
+    return ledger, uploader, Packer(frames, limits, repository.keys, job.entropy, job.progress)
 
 
 def _add_up(summary: Summary, ledger: Ledger, uploader: Uploader, executor: SourceExecutor) -> None:
@@ -283,6 +322,7 @@ def _add_up(summary: Summary, ledger: Ledger, uploader: Uploader, executor: Sour
     summary.bytes_uploaded += uploader.tally.bytes_read
     summary.bytes_stored += uploader.tally.bytes_stored
     summary.adopted += uploader.tally.adopted
-    summary.index_writes += ledger.tally.writes
-    summary.index_units += ledger.tally.units
+    summary.packs += uploader.tally.packs
+    summary.index_writes += ledger.tally.writes + uploader.tally.index_writes
+    summary.index_units += ledger.tally.units + uploader.tally.index_units
     summary.steps_done += executor.done

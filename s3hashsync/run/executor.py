@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from s3hashsync.codec.names import stored_name
 from s3hashsync.core.compare import is_racy
-from s3hashsync.core.cost import NAMES_AT_ONCE
-from s3hashsync.core.model import Content, ContentHash, Record, StoredName
+from s3hashsync.core.model import Content, ContentHash, Record, Sha256, StoredName
 from s3hashsync.core.plan import (
     AddName,
     ContentStep,
@@ -39,6 +37,8 @@ from s3hashsync.core.plan import (
 from s3hashsync.disk.state import Anchor, State
 from s3hashsync.disk.state_rows import Known, key_of
 from s3hashsync.errors import Interrupted, S3HashSyncError
+from s3hashsync.run.batches import Batch, ahead, batches, parts
+from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.history import (
     CHANGES,
     CHECKPOINT,
@@ -51,21 +51,19 @@ from s3hashsync.run.history import (
 )
 from s3hashsync.run.lease import Lease
 from s3hashsync.run.ledger import Ledger
+from s3hashsync.run.packing import Packer
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
-from s3hashsync.run.uploads import Candidate, Uploader
+from s3hashsync.run.uploads import Uploader
 
-BATCH_STEPS = 4000
-"""Each batch waits five times for the disk, whatever its size: fewer of them cost a third less on a folder."""
-
-BATCH_BYTES = 256 << 20
 SEGMENT_STEPS = 10_000
 CHECKPOINT_FLOOR = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What the executor of one source works with. `strict`: a saved plan, which may not do more than it says."""
+    """What the executor of one source works with. `packer` None: every content becomes an object. `strict`: a saved plan,
+    which may not do more than it says."""
 
     repository: Repository
     header: SourceHeader
@@ -74,6 +72,7 @@ class RunContext:
     lease: Lease
     ledger: Ledger
     uploader: Uploader
+    packer: Packer | None
     progress: Progress
     stop: Stop
     now: Callable[[], float]
@@ -85,7 +84,7 @@ class RunContext:
 class _Pending:
     """What has been added since the last segment, and waits for the next one."""
 
-    writer: SegmentWriter = field(default_factory=SegmentWriter)
+    writer: SegmentWriter
     present: list[tuple[Known, Content | None]] = field(default_factory=list)
     absent: list[bytes] = field(default_factory=list)
     drops: dict[ContentHash, set[StoredName]] = field(default_factory=dict)
@@ -102,35 +101,58 @@ class SourceExecutor:
     def __init__(self, context: RunContext) -> None:
         self._c = context
         self._number = 0
-        self._pending = _Pending(since=context.now())
+        self._names = context.repository.keys.names(context.header.name)
+        self._pending = self._nothing_pending()
+        # Packs all of whose contents were asked for: settled with the next segment.
+        self._named_packs: list[str] = []
         self.problems: list[Problem] = []
         self.done = 0
 
     def run(self, steps: Iterable[Step]) -> None:
         """Take all steps. Per-file failures are in `problems`; an interruption leaves what was done acknowledged and raises
         `Interrupted`; anything else raises at once and leaves dirty rows."""
-        for batch in _batches(steps):
+        made = batches(steps, self._c.packer, self._c.uploader.stored_already, self._c.stop)
+        for batch in made if self._c.packer is None else ahead(made):
             if self._c.stop:
                 break
             self._batch(batch)
-            due = self._c.now() - self._pending.since >= self._c.log_interval
-            if due or self._pending.steps >= SEGMENT_STEPS:
-                self._close_segment()
         self._close_segment()
         self._c.stop.check()
+        # What dead processes have left in packs, and no step has asked for, is not taken up any more.
+        self._c.state.forget_hashes()
+        self._c.state.forget_packs([pack.id for pack in self._c.state.open_packs()])
         self._checkpoint_if_due()
+
+    def _new_writer(self) -> SegmentWriter:
+        return SegmentWriter(self._c.repository.keys, self._c.header.name)
+
+    def _nothing_pending(self) -> _Pending:
+        return _Pending(self._new_writer(), since=self._c.now())
 
     # Steps 1 and 2
 
-    def _batch(self, steps: list[Step]) -> None:
+    def _batch(self, batch: Batch) -> None:
+        steps = batch.steps
         if self._c.strict:
             steps = [step for one in steps if (step := self._with_leftovers(one)) is not None]
         self._c.state.mark(mark for step in steps for mark in _marks(step))
+        pack = batch.pack.result() if batch.pack is not None else None
+        if pack is not None:
+            self._c.uploader.put_pack(pack)
+        for part in parts(steps):
+            self._add(part)
+            due = self._c.now() - self._pending.since >= self._c.log_interval
+            if due or self._pending.steps >= SEGMENT_STEPS:
+                self._close_segment()
+        if pack is not None:
+            self._named_packs.append(pack.id)
+
+    def _add(self, steps: list[Step]) -> None:
         wanted: dict[ContentHash, set[StoredName]] = {}
         candidates: dict[ContentHash, list[Candidate]] = {}
         for step in steps:
             if isinstance(step, StoreContent | AddName | Undelete | MoveName):
-                wanted.setdefault(step.hash, set()).add(self._name(step.entry.path))
+                wanted.setdefault(step.hash, set()).add(self._names.of(step.entry.path, step.hash))
                 candidates.setdefault(step.hash, []).append(self._candidate(step))
         self._c.uploader.candidates = candidates
         answers = self._c.ledger.add({h: frozenset(names) for h, names in wanted.items()}, self._c.uploader, self._c.lease.guard)
@@ -150,8 +172,8 @@ class SourceExecutor:
         return replace(step, drops=(*step.drops, *(h for h in left if h not in step.drops)))
 
     def _candidate(self, step: ContentStep) -> Candidate:
-        allowed = not self._c.strict or isinstance(step, StoreContent) or step.expects.planned
-        return Candidate(step.entry, step.sha256, allowed)
+        allowed = isinstance(step, StoreContent) or step.expects.planned or not self._c.strict
+        return Candidate(step.entry, step.sha256 or Sha256(b""), allowed and step.sha256 is not None)
 
     def _note(self, step: Step, answers: dict[ContentHash, Record | S3HashSyncError]) -> None:
         match step:
@@ -204,10 +226,7 @@ class SourceExecutor:
 
     def _drop(self, path: bytes, hashes: tuple[ContentHash, ...]) -> None:
         for hash_ in hashes:
-            self._pending.drops.setdefault(hash_, set()).add(self._name(path))
-
-    def _name(self, path: bytes) -> StoredName:
-        return stored_name(self._c.header.name, path)
+            self._pending.drops.setdefault(hash_, set()).add(self._names.of(path, hash_))
 
     # Steps 3 to 5
 
@@ -218,10 +237,11 @@ class SourceExecutor:
             return
         anchor = self._store(pending.writer, CHANGES)
         self._c.ledger.remove({h: frozenset(names) for h, names in pending.drops.items()}, self._c.lease.guard)
-        self._c.state.settle(pending.present, pending.absent, anchor)
+        self._c.state.settle(pending.present, pending.absent, anchor, self._named_packs)
+        self._named_packs = []
         logged = int(self._c.state.note("logged") or 0) + pending.steps
         self._c.state.set_note("logged", str(logged))
-        self._pending = _Pending(since=self._c.now())
+        self._pending = self._nothing_pending()
 
     def _store(self, writer: SegmentWriter, kind: str) -> Anchor:
         """Put the segment and move the head to it; answers the anchor that the state has once it is settled."""
@@ -263,7 +283,7 @@ class SourceExecutor:
         logged = int(state.note("logged") or 0)
         if not forced and logged <= max(2 * state.count(), CHECKPOINT_FLOOR):
             return
-        writer = SegmentWriter()
+        writer = self._new_writer()
         for known, content in state.all_known():
             writer.add(Present(known.entry, known.hash, known.sha256, content))
         anchor = self._store(writer, CHECKPOINT)
@@ -286,25 +306,6 @@ def _marks(step: Step) -> Iterator[tuple[bytes, tuple[ContentHash, ...]]]:
             yield key_of(step.entry.path), (step.hash,) if step.hash else ()
         case _:
             assert_never(step)
-
-
-def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
-    """Steps of one content stay together, so that all its names go in one write."""
-    batch: list[Step] = []
-    size = 0
-    last: ContentHash | None = None
-    for step in steps:
-        hash_ = step.hash if isinstance(step, StoreContent | AddName | Undelete | MoveName) else None
-        full = len(batch) >= BATCH_STEPS or size >= BATCH_BYTES
-        if batch and full and (hash_ is None or hash_ != last or len(batch) >= NAMES_AT_ONCE):
-            yield batch
-            batch, size = [], 0
-        batch.append(step)
-        last = hash_
-        if isinstance(step, StoreContent):
-            size += step.entry.size
-    if batch:
-        yield batch
 
 
 def _on_disk(root: str, path: bytes) -> bool:

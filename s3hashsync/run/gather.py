@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import stat as stats
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import TypeAlias
 
 from s3hashsync.config import SourceSettings
 from s3hashsync.core.compare import is_racy
@@ -20,19 +22,24 @@ from s3hashsync.core.compile import Before, Change, Known, Verdict
 from s3hashsync.core.ignore import Rules
 from s3hashsync.core.model import ContentHash, Entry, Kind, Record, Sha256
 from s3hashsync.core.plan import Problem, SourceHeader
+from s3hashsync.core.value import value
 from s3hashsync.disk.metadata import entry_from, same_metadata
-from s3hashsync.disk.read import Facts, hash_file
 from s3hashsync.disk.scratch import Scratch, ToHash
 from s3hashsync.disk.state import State
 from s3hashsync.disk.state_rows import FILE_NUMBER, Row, kind_of, number_of, wrapped
 from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, is_below, walk, why
 from s3hashsync.errors import ChangedUnderfoot
 from s3hashsync.run.guards import MountPoints, check_inside, check_source
+from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
+from s3hashsync.run.helper import WORTH_IT, Helper, folder_of
+from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.stores.base import IndexReader
 
 HASHING_THREADS = 2
 _SMALL = 64 << 10
+_HELPED = 3
+"""So many groups wait at the helper; what is more is hashed here."""
 _BATCH = 1000
 _EXPLAINED = 100
 """So many newly excluded paths are shown with the very rule: asking for it lists every folder above."""
@@ -41,7 +48,7 @@ _REMEMBERED_BYTES = 1 << 30
 """So many hashes, or so many hashed bytes, are lost at most when a plan is killed: each remembering waits for the disk."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Gathering:
     """What gathering one source needs. `rewrite`: a new owner writes every name that it keeps."""
 
@@ -49,11 +56,13 @@ class Gathering:
     state: State
     scratch: Scratch
     index: IndexReader
+    keys: Keyring
     progress: Progress
     stop: Stop
     scanned_ns: int
     rewrite: bool = False
     own: tuple[str, ...] = ()
+    helper: Helper | None = None
 
     @property
     def root(self) -> bytes:
@@ -109,7 +118,7 @@ def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
         g.stop.check()
     if files:
         g.progress.phase(f"hashing {g.source.name}", files, size)
-        _hash(g, found)
+        _hash(g, found, files)
     g.state.refresh(found.refresh)
     header = SourceHeader(
         name=g.source.name,
@@ -335,15 +344,16 @@ def _problem(g: Gathering, path: bytes, error: OSError) -> Problem:
 # Hashing
 
 
-def _hash(g: Gathering, found: _Found) -> None:
-    """Read every file whose content may be new, in a few threads, and settle what its change is. What is found is remembered, so
-    that an interrupted plan does not read it again."""
+def _hash(g: Gathering, found: _Found, files: int) -> None:
+    """Read every file whose content may be new, so many of them, and settle what its change is. What is found is remembered,
+    so that an interrupted plan does not read it again."""
+    helper = g.helper if files >= WORTH_IT else None
     root = os.open(g.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     remember: list[tuple[Entry, ContentHash, Sha256]] = []
     noted = 0
     try:
         with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash") as pool:
-            for batch in _hashed_batches(g, pool, root):
+            for batch in _hashed_batches(g, pool, root, helper):
                 remember += _settle(g, found, batch)
                 if len(remember) >= _REMEMBERED or found.bytes_hashed - noted >= _REMEMBERED_BYTES:
                     g.state.remember_hashes(remember)
@@ -354,28 +364,50 @@ def _hash(g: Gathering, found: _Found) -> None:
     g.stop.check()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Hashed:
     todo: ToHash
     sha256: Sha256 | None
     problem: str | None = None
 
 
-def _hashed_batches(g: Gathering, pool: ThreadPoolExecutor, root: int) -> Iterator[list[_Hashed]]:
-    """Groups of small files are hashed here: threads with small files take the interpreter's lock from each other at every call
-    of the system, and are slower than one."""
-    waiting: list[Future[list[_Hashed]]] = []
+def _hashed_batches(g: Gathering, pool: ThreadPoolExecutor, root: int, helper: Helper | None) -> Iterator[list[_Hashed]]:
+    """Groups of small files are hashed here and in the helper, side by side: threads with small files take the interpreter's lock
+    from each other at every call of the system, and are slower than one."""
+    folder, inodes = folder_of(g.source.path, root), "inode" in g.source.compare
+    helped: deque[_Waiting] = deque()
+    waiting: deque[_Waiting] = deque()
     for group in _groups(g.scratch.to_hash()):
-        if sum(todo.entry.size for todo in group) < _SMALL * len(group):
-            yield _hash_group(g, root, group)
-            continue
-        waiting.append(pool.submit(_hash_group, g, root, group))
-        if len(waiting) > 4 * HASHING_THREADS:
-            yield waiting.pop(0).result()
         if g.stop:
             break
-    for future in waiting:
-        yield future.result()
+        files: list[FileToHash] = [(e.path, e.size, e.mtime_ns, e.inode) for e in (todo.entry for todo in group)]
+        if sum(todo.entry.size for todo in group) >= _SMALL * len(group):
+            waiting.append((group, pool.submit(hash_files, root, files, inodes=inodes)))
+            if len(waiting) > 4 * HASHING_THREADS:
+                yield _answered(g, *waiting.popleft())
+        elif helper is not None and len(helped) < _HELPED:
+            helped.append((group, helper.hash_files(folder, files, inodes=inodes)))
+        else:
+            yield _settled(g, group, hash_files(root, files, inodes=inodes))
+        while helped and helped[0][1].done():
+            yield _answered(g, *helped.popleft())
+    for each in (*helped, *waiting):
+        yield _answered(g, *each)
+
+
+_Waiting: TypeAlias = "tuple[list[ToHash], Future[list[HashedFile]]]"
+
+
+def _answered(g: Gathering, group: list[ToHash], answer: Future[list[HashedFile]]) -> list[_Hashed]:
+    return _settled(g, group, answer.result())
+
+
+def _settled(g: Gathering, group: list[ToHash], hashed: list[HashedFile]) -> list[_Hashed]:
+    g.progress.advance(len(group), sum(todo.entry.size for todo in group))
+    return [
+        _Hashed(todo, Sha256(sha256) if sha256 is not None else None, problem)
+        for todo, (sha256, problem) in zip(group, hashed, strict=True)
+    ]
 
 
 def _groups(todo: Iterable[ToHash]) -> Iterator[list[ToHash]]:
@@ -389,23 +421,6 @@ def _groups(todo: Iterable[ToHash]) -> Iterator[list[ToHash]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _hash_group(g: Gathering, root: int, group: list[ToHash]) -> list[_Hashed]:
-    out = []
-    inode = "inode" in g.source.compare
-    for todo in group:
-        if g.stop:
-            break
-        try:
-            out.append(_Hashed(todo, hash_file(todo.entry.path, Facts.of(todo.entry, inode=inode), dir_fd=root)))
-        except ChangedUnderfoot as error:
-            # A file that was deleted between scan and hash is not a problem: the next run removes it.
-            out.append(_Hashed(todo, None, error.message if _exists(root, todo.entry.path) else None))
-        except OSError as error:
-            out.append(_Hashed(todo, None, f"cannot be read: {error.strerror or error}"))
-        g.progress.advance(1, todo.entry.size)
-    return out
 
 
 def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Entry, ContentHash, Sha256]]:
@@ -428,7 +443,7 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Ent
             continue
         found.files_hashed += 1
         found.bytes_hashed += entry.size
-        hash_ = ContentHash(item.sha256)
+        hash_ = g.keys.content_hash(item.sha256)
         racy = _racy(entry, g.scanned_ns)
         if hash_ != item.todo.before or g.rewrite:
             hashes.append((n, hash_, item.sha256))
@@ -452,16 +467,6 @@ def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Ent
 def _rewrite_clean(g: Gathering, entry: Entry) -> tuple[Change, bool] | None:
     key = entry.path.replace(b"/", b"\0")
     return None if g.state.is_dirty(key) else _rewrite(g, key)
-
-
-def _exists(root: int, path: bytes) -> bool:
-    try:
-        os.stat(path, dir_fd=root, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _batches(changes: Iterator[tuple[Change, bool]]) -> Iterator[list[tuple[Change, bool]]]:

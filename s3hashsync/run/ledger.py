@@ -19,8 +19,8 @@ from typing import Protocol, TypeVar
 
 from s3hashsync.core.cost import DEEPEST, spill_length
 from s3hashsync.core.model import (
-    ENCODING_ZSTD,
     ContentHash,
+    Location,
     ObjectAt,
     Overflow,
     Record,
@@ -31,15 +31,16 @@ from s3hashsync.core.model import (
     overflow_key,
 )
 from s3hashsync.core.overflow import BYTES_IN_RECORD, by_prefix, fits, listed_prefixes, names_size, prefix_of, split_names
+from s3hashsync.core.value import value
 from s3hashsync.errors import Corrupt, S3HashSyncError, StoreError, Unreachable
-from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
+from s3hashsync.stores.base import Index, ObjectStore, Outcome, Write
 
 BYTES_IN_BUCKET = 192 * 1024
 ROUNDS = 30
 REV_BYTES = 12
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Terms:
     """For how long content is kept and where: durations in seconds."""
 
@@ -49,11 +50,15 @@ class Terms:
     append_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Supply:
-    """Bytes that were stored for one content: `size` is the content's."""
+    """Bytes that were stored for one content: where and in which encoding, how many of them (a packed content's share), their
+    checksum ("" in a pack), the content's own size, and when (epoch seconds)."""
 
-    stored: Stored
+    location: Location
+    encoding: str
+    stored: int
+    checksum: str
     size: int
     stored_at: int
 
@@ -150,11 +155,11 @@ class Ledger:
                 writes[hash_] = (self._fresh(hash_, supply, first, record), rest)
             elif record is not None and record.state is _TRASH:
                 first, rest = split_names(names)
-                writes[hash_] = (replace(record, state=_LIVE, names=first), rest)
+                writes[hash_] = (replace(record, state=_LIVE, names=first, rev=self._rev()), rest)
             elif record is not None:
                 union = record.names | names
                 if union == record.names or (not record.buckets and fits(union)):
-                    writes[hash_] = (replace(record, names=union), frozenset())
+                    writes[hash_] = (replace(record, names=union, rev=self._rev()), frozenset())
                 else:
                     spilling[hash_] = (record, names - record.names)
         writes |= self._spill(spilling)
@@ -167,15 +172,13 @@ class Ledger:
         pending: dict[ContentHash, frozenset[StoredName]],
         done: dict[ContentHash, Record | S3HashSyncError],
     ) -> None:
-        batch = [
-            Write(replace(record, rev=self._rev()), before[h].rev if h in before else None) for h, (record, _) in writes.items()
-        ]
+        batch = [Write(record, before[h].rev if h in before else None) for h, (record, _) in writes.items()]
         for write, outcome, hash_ in zip(batch, self._write(batch), writes, strict=True):
             if not outcome.written:
                 continue
             record = write.item
             assert isinstance(record, Record)
-            if hash_ in before and before[hash_].state is _TRASH:
+            if hash_ in before and before[hash_].state is _TRASH and isinstance(record.location, ObjectAt):
                 self._unmark(hash_)
             rest = writes[hash_][1]
             if rest:
@@ -188,16 +191,16 @@ class Ledger:
         return Record(
             hash=hash_,
             state=_LIVE,
-            rev=Rev(b""),
+            rev=self._rev(),
             names=names,
             expiration=max(supply.stored_at + self._terms.min_storage_seconds, 0),
             size=supply.size,
-            stored=supply.stored.size,
+            stored=supply.stored,
             stored_at=supply.stored_at,
             storage_class=self._terms.storage_class,
-            checksum=supply.stored.checksum,
-            encoding=ENCODING_ZSTD,
-            location=ObjectAt(supply.stored.version),
+            checksum=supply.checksum,
+            encoding=supply.encoding,
+            location=supply.location,
             spill=before.spill if before else 0,
         )
 
@@ -231,7 +234,8 @@ class Ledger:
                 continue
             length, crowded = placed
             record = replace(record, spill=max(record.spill, length), buckets=record.buckets.union(plan))
-            out[hash_] = (replace(record, spill=min(record.spill + crowded, DEEPEST)), frozenset())
+            spill = min(record.spill + crowded, DEEPEST)
+            out[hash_] = (replace(record, spill=spill, rev=self._rev()), frozenset())
         return out
 
     def _fill_buckets(
@@ -300,7 +304,8 @@ class Ledger:
         for write, outcome, hash_ in zip(batch, self._write(batch), writes, strict=True):
             if outcome.written:
                 del pending[hash_]
-                if isinstance(write.item, Record) and write.item.state is _TRASH:
+                # A pack has no marker: other contents in it may be live.
+                if isinstance(write.item, Record) and write.item.state is _TRASH and isinstance(write.item.location, ObjectAt):
                     trashed[hash_] = write.item.rev
 
     def _look(self, pending: Mapping[ContentHash, frozenset[StoredName]]) -> _Round:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from s3hashsync.codec import plan_file
-from s3hashsync.core.plan import Plan, Step, total
+from s3hashsync.core.plan import Plan, Step
 from s3hashsync.errors import Corrupt, Refused, S3HashSyncError
 from s3hashsync.run.backup import Job, Planned, chosen_sources, mass_changes
 from s3hashsync.run.guards import check_source
@@ -48,7 +48,7 @@ def load(path: str) -> Plan:
         with open(path, "rb") as source:
             yield from plan_file.read_steps(source)
 
-    return Plan(header, steps, total(steps()), problems)
+    return Plan(header, steps, problems)
 
 
 @contextmanager

@@ -1,29 +1,46 @@
-"""Storing contents: read, hash again, encode, put; and finding again what a dead process had put.
+"""Storing contents: in packs, in one put, or in parts; and finding again what a dead process had put.
 
-Decides how a content travels (in one put, or in parts) and what is believed of an earlier attempt. An attempt is written down
-durably before it is made, with the rev that its record had: so a version that was stored just before a crash is named by the
-next run as the dead process would have done, on that very rev, and is not stored twice. Names nothing itself; that is the
-ledger's.
+Decides how a content travels and what is believed of an earlier attempt. An attempt is written down durably before it is
+made, with the rev that its record had: so a version that was stored just before a crash is named by the next run as the dead
+process would have done, on that very rev, and is not stored twice. A pack's index item is written before the pack, and after
+the members' revs were read. Names nothing itself; that is the ledger's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from s3hashsync.codec.zstd import decode_stream, encode, encode_stream
-from s3hashsync.core.model import ContentHash, Entry, Rev, Sha256, object_stem
-from s3hashsync.disk.read import Facts, StableFile, open_stable
-from s3hashsync.disk.state import OpenAttempt, State
+from s3hashsync.codec.names import display
+from s3hashsync.codec.zstd import decode_stream
+from s3hashsync.core.model import (
+    ContentHash,
+    Control,
+    ObjectAt,
+    Record,
+    RecordState,
+    Rev,
+    object_stem,
+    pack_key,
+    pack_stem,
+)
+from s3hashsync.core.value import value
+from s3hashsync.disk.seals import SealFiles
+from s3hashsync.disk.state import OpenAttempt, OpenPack, State
 from s3hashsync.errors import Archived, ChangedUnderfoot, Corrupt, Incomplete, Interrupted, Missing, S3HashSyncError
-from s3hashsync.run.ledger import Supply
+from s3hashsync.run.candidates import Candidate, SourceFiles
+from s3hashsync.run.encoding import RunningCheck, check_opens, encoded, encoded_stream
+from s3hashsync.run.keyring import Seal
+from s3hashsync.run.ledger import REV_BYTES, Supply
+from s3hashsync.run.packing import Pack, PackedContent
 from s3hashsync.run.progress import Progress, Stop
-from s3hashsync.stores.base import Attempt, ObjectStore, Stored, Upload
+from s3hashsync.run.repository import Repository
+from s3hashsync.stores.base import Attempt, Stored, Upload, Write
 
 WHOLE_LIMIT = 4 << 20
 """Contents up to this size are read and encoded in one piece; larger ones in a stream."""
@@ -35,40 +52,38 @@ SMALL = 64 << 10
 """Contents up to this size are stored one after the other where the store is a disk."""
 
 ATTEMPT_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A path that holds (or held, when it was scanned) a content; `allowed`: the plan said that it may be uploaded."""
-
-    entry: Entry
-    sha256: Sha256
-    allowed: bool = True
+MEMBERS_IN_ITEM = 10_000
+"""An index item holds 400 KB at most, and each member takes 32 bytes."""
 
 
 @dataclass(slots=True)
 class UploadTally:
     objects: int = 0
+    packs: int = 0
     bytes_stored: int = 0
     bytes_read: int = 0
     adopted: int = 0
+    index_writes: int = 0
+    index_units: int = 0
 
 
 class Uploader:
-    """A ledger's supplier for one source. Its paths are set batch by batch."""
+    """A ledger's supplier for one source. Its paths are set batch by batch; packs are put before their members are asked for."""
 
     def __init__(
         self,
-        objects: ObjectStore,
+        repository: Repository,
         state: State,
-        root: int,
+        files: SourceFiles,
         settings: UploadSettings,
         progress: Progress,
         stop: Stop,
     ) -> None:
-        self._objects = objects
+        self._objects = repository.objects
+        self._index = repository.index
+        self._keys = repository.keys
         self._state = state
-        self._root = root
+        self._files = files
         self._settings = settings
         self._progress = progress
         self._stop = stop
@@ -76,11 +91,18 @@ class Uploader:
         self._tally_lock = threading.Lock()
         self._budget = _Budget(MEMORY)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="upload")
+        self._ready: dict[ContentHash, _Ready] = {}
+        self._look_for_packs()
         self.candidates: Mapping[ContentHash, Sequence[Candidate]] = {}
         self.tally = UploadTally()
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def stored_already(self) -> Mapping[ContentHash, object]:
+        """What lies in packs and waits to be named: it need not be packed again."""
+        return self._ready
 
     def __call__(self, needed: Mapping[ContentHash, Rev | None]) -> Mapping[ContentHash, Supply | S3HashSyncError]:
         out: dict[ContentHash, Supply | S3HashSyncError] = {}
@@ -90,6 +112,11 @@ class Uploader:
                 out[hash_] = Incomplete(
                     "its content is no longer stored, and the plan did not say that it would be uploaded", "plan again"
                 )
+                continue
+            # Once, and on the rev that was read before the pack was put: after a refused write its bytes must not be used again.
+            if (ready := self._ready.pop(hash_, None)) is not None and ready.expects == rev:
+                self.tally.adopted += ready.pack.adopted
+                out[hash_] = ready.pack.supply(ready.place)
                 continue
             earlier = self._state.attempt(hash_)
             if earlier is not None and earlier.expects == rev:
@@ -108,26 +135,101 @@ class Uploader:
         self._objects.barrier()
         return out
 
+    # Packs
+
+    def put_pack(self, pack: Pack) -> None:
+        """Store it, so that its members are ready for the ledger. Their revs are read first; then come attempt, item, pack."""
+        try:
+            items = self._index.read([hash_.hex() for hash_ in pack.contents])
+            records = {item.hash: item for item in items.values() if isinstance(item, Record)}
+            needed = {h: records[h].rev if h in records else None for h in pack.contents if not _is_stored(records.get(h))}
+            if needed:
+                self._put_pack(pack, needed)
+        finally:
+            pack.body.close()
+
+    def _put_pack(self, pack: Pack, needed: Mapping[ContentHash, Rev | None]) -> None:
+        attempt = self._settings.entropy(ATTEMPT_BYTES).hex()
+        now = self._settings.now()
+        self._state.mark_pack(OpenPack(pack.id, attempt, pack.checksum, pack.encoding, now, _members(pack, needed)))
+        self._write_item(pack, attempt)
+        stored = self._objects.put(pack_stem(pack.id), pack.body, Attempt(attempt, self._settings.storage_class))
+        self._objects.barrier()
+        self.tally.objects += 1
+        self.tally.packs += 1
+        self.tally.bytes_stored += stored.size
+        self.tally.bytes_read += sum(pack.contents[hash_].size for hash_ in needed)
+        put = _StoredPack(pack.id, stored.version, pack.encoding, now)
+        self._ready |= {hash_: _Ready(rev, pack.contents[hash_], put) for hash_, rev in needed.items()}
+
+    def _write_item(self, pack: Pack, attempt: str) -> None:
+        """The list of members, in as many items as it takes; the one that says how many there are comes last."""
+        members = b"".join(pack.contents)
+        step = 32 * MEMBERS_IN_ITEM
+        pages = [members[at : at + step] for at in range(0, len(members), step)]
+        fields = (
+            ("members", str(len(pack.contents))),
+            ("stored", str(pack.body.size)),
+            ("checksum", pack.checksum),
+            ("attempt", attempt),
+            ("parts", str(len(pages))),
+        )
+        items = [Control(f"{pack_key(pack.id)}.{n}", self._rev(), (), page) for n, page in enumerate(pages) if n]
+        for item in (*items, Control(pack_key(pack.id), self._rev(), fields, pages[0])):
+            (outcome,) = self._index.write([Write(item, None)])
+            if not outcome.written:
+                raise Corrupt(f"the index has an item {item.key} already", "is this machine's source of randomness broken?")
+            self.tally.index_writes += 1
+            self.tally.index_units += self._index.write_units(item)
+
+    def _rev(self) -> Rev:
+        return Rev(self._settings.entropy(REV_BYTES))
+
+    def _look_for_packs(self) -> None:
+        """What a dead process had put into packs and may not have named. A pack counts when it is whole: its checksum was written
+        down before it was put."""
+        gone = []
+        for pack in self._state.open_packs():
+            stored = self._objects.find(pack_stem(pack.id), pack.attempt)
+            if stored is None or (stored.checksum.startswith("sha256:") and stored.checksum != pack.checksum):
+                gone.append(pack.id)
+                continue
+            left = _StoredPack(pack.id, stored.version, pack.encoding, pack.stored_at, adopted=True)
+            self._ready |= {hash_: _Ready(rev, place, left) for hash_, rev, place in _parse_members(pack.members)}
+        if gone:
+            self._state.forget_packs(gone)
+
+    # Objects
+
     def _adopt(self, earlier: OpenAttempt) -> Supply | None:
         """What an earlier process stored under this attempt, read back before it is believed: after a power failure a file may
-        be there with holes. What lies in an archive class cannot be read, but was checked by the store when it came."""
+        be there with holes. What lies in an archive class, or is encrypted to somebody else, cannot be read, but was checked by
+        the store when it came."""
         found = self._objects.find(object_stem(earlier.hash), earlier.id)
         if found is None:
             return None
         candidate = self.candidates[earlier.hash][0]
+        if not self._keys.encrypted and not self._is_content(earlier.hash, found, candidate):
+            return None
+        self.tally.adopted += 1
+        return self._supply(found, candidate)
+
+    def _is_content(self, hash_: ContentHash, found: Stored, candidate: Candidate) -> bool:
         try:
-            chunks = self._objects.read(object_stem(earlier.hash), found.version)
+            chunks = self._objects.read(object_stem(hash_), found.version)
             digest = hashlib.sha256()
             for chunk in decode_stream(chunks, candidate.entry.size):
                 digest.update(chunk)
-            if digest.digest() != candidate.sha256:
-                return None
         except Archived:
-            pass
+            return True
         except (Corrupt, Missing):
-            return None
-        self.tally.adopted += 1
-        return Supply(found, candidate.entry.size, self._settings.now())
+            return False
+        return digest.digest() == candidate.sha256
+
+    def _supply(self, stored: Stored, candidate: Candidate) -> Supply:
+        location = ObjectAt(stored.version)
+        size, now = candidate.entry.size, self._settings.now()
+        return Supply(location, self._keys.encoding, stored.size, stored.checksum, size, now)
 
     def _store_all(self, attempts: list[OpenAttempt]) -> dict[ContentHash, Supply | S3HashSyncError]:
         here, away = [], attempts
@@ -161,7 +263,7 @@ class Uploader:
                 continue
             self._count(stored, candidate)
             self._progress.advance(1, candidate.entry.size)
-            return Supply(stored, candidate.entry.size, self._settings.now())
+            return self._supply(stored, candidate)
         return problem
 
     def _count(self, stored: Stored, candidate: Candidate) -> None:
@@ -178,63 +280,70 @@ class Uploader:
         put = Attempt(attempt.id, self._settings.storage_class)
         # Raw and encoded bytes are held together only below WHOLE_LIMIT.
         with self._budget.take(2 * size if size <= WHOLE_LIMIT else size + WHOLE_LIMIT):
-            body = self._encoded(candidate)
+            seal = self._keys.new_seal()
+            body = self._encoded(candidate, seal)
+            if self._settings.verify:
+                check_opens(body, seal, size, candidate.sha256)
             return self._objects.put(object_stem(attempt.hash), body, put)
 
-    def _encoded(self, candidate: Candidate) -> bytes:
-        if candidate.entry.size > WHOLE_LIMIT:
-            with self._hashing(candidate) as chunks:
-                return b"".join(encode_stream(chunks, candidate.entry.size))
-        with self._open(candidate) as file:
-            content = file.read()
-        if hashlib.sha256(content).digest() != candidate.sha256:
-            raise _changed(candidate)
-        return encode(content)
+    def _encoded(self, candidate: Candidate, seal: Seal | None) -> bytes:
+        if candidate.entry.size <= WHOLE_LIMIT:
+            return encoded(self._files.content(candidate), seal)
+        with self._files.chunks(candidate) as chunks:
+            return b"".join(encoded_stream(chunks, candidate.entry.size, seal))
 
-    def _open(self, candidate: Candidate) -> StableFile:
-        return open_stable(candidate.entry.path, Facts.of(candidate.entry, inode=self._settings.inodes), dir_fd=self._root)
-
-    @contextmanager
-    def _hashing(self, candidate: Candidate) -> Iterator[Iterator[bytes]]:
-        """The file's chunks; leaving the block raises `ChangedUnderfoot` when they were not the content that was planned."""
-        digest = hashlib.sha256()
-
-        def chunks() -> Iterator[bytes]:
-            with self._open(candidate) as file:
-                for chunk in file.chunks():
-                    digest.update(chunk)
-                    yield chunk
-
-        iterator = chunks()
-        try:
-            yield iterator
-            if digest.digest() != candidate.sha256:
-                raise _changed(candidate)
-        finally:
-            iterator.close()  # type: ignore[attr-defined]
+    # In parts
 
     def _store_in_parts(self, attempt: OpenAttempt, candidate: Candidate) -> Stored:
-        stem = object_stem(attempt.hash)
-        put = Attempt(attempt.id, self._settings.storage_class)
-        upload = self._objects.resume(stem, put, attempt.token) if attempt.token else None
-        if upload is None:
-            upload = self._objects.begin(stem, put, candidate.entry.size)
-            if upload.token:
-                with self._state_lock:
-                    self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
+        upload, seal = self._begun(attempt, candidate)
+        check = RunningCheck(seal, candidate.entry.size, candidate.sha256) if self._settings.verify else None
         try:
-            with self._budget.take(2 * upload.part_size), self._hashing(candidate) as chunks:
-                self._write_parts(upload, encode_stream(chunks, candidate.entry.size))
+            with (
+                self._budget.take(2 * upload.part_size),
+                check or nullcontext(),
+                self._files.chunks(candidate) as chunks,
+            ):
+                self._write_parts(upload, encoded_stream(chunks, candidate.entry.size, seal), check)
+                if check is not None:
+                    check.finish()
         except (ChangedUnderfoot, Corrupt):
             upload.abort()
+            self._settings.seals.drop(attempt.id)
             raise
-        return upload.complete()
+        stored = upload.complete()
+        self._settings.seals.drop(attempt.id)
+        return stored
 
-    def _write_parts(self, upload: Upload, encoded: Iterator[bytes]) -> None:
+    def _begun(self, attempt: OpenAttempt, candidate: Candidate) -> tuple[Upload, Seal | None]:
+        """The upload that a dead process had begun, where the store still knows it and, under encryption, its seal is still
+        there; otherwise a new one."""
+        stem = object_stem(attempt.hash)
+        put = Attempt(attempt.id, self._settings.storage_class)
+        seal = None
+        if attempt.token:
+            seal = self._settings.seals.find(attempt.id)
+            upload = None
+            if seal is not None or not self._keys.encrypted:
+                upload = self._objects.resume(stem, put, attempt.token)
+            if upload is not None:
+                return upload, seal
+            self._progress.note(f"an interrupted upload cannot be continued, it starts again: {display(candidate.entry.path)}")
+        seal = self._keys.new_seal()
+        upload = self._objects.begin(stem, put, candidate.entry.size)
+        if upload.token:
+            if seal is not None:
+                self._settings.seals.keep(attempt.id, seal)
+            with self._state_lock:
+                self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
+        return upload, seal
+
+    def _write_parts(self, upload: Upload, stored: Iterator[bytes], check: RunningCheck | None) -> None:
         buffer = bytearray()
         number = 0
-        for chunk in encoded:
+        for chunk in stored:
             buffer += chunk
+            if check is not None:
+                check.feed(chunk)
             while len(buffer) >= upload.part_size:
                 # What was stored stays with the store: the next run goes on after these parts.
                 self._stop.check()
@@ -245,15 +354,17 @@ class Uploader:
             upload.write_part(number + 1, bytes(buffer))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UploadSettings:
-    """How contents are stored. `now` in whole epoch seconds; `inodes`: whether the source's inodes mean anything."""
+    """How contents are stored. `now` in whole epoch seconds; `verify`: everything is opened again before it is sent; `seals`:
+    where the secrets of unfinished uploads lie."""
 
     storage_class: str
     threads: int
     now: Callable[[], int]
     entropy: Callable[[int], bytes]
-    inodes: bool = True
+    seals: SealFiles
+    verify: bool = True
 
 
 class _Budget:
@@ -278,5 +389,46 @@ class _Budget:
                 self._changed.notify_all()
 
 
-def _changed(candidate: Candidate) -> ChangedUnderfoot:
-    return ChangedUnderfoot(f"{os.fsdecode(candidate.entry.path)} changed while it was read", "it is left to the next run")
+@value
+class _StoredPack:
+    """A pack that lies in the store. `adopted`: a process that is dead now has put it there."""
+
+    id: str
+    version: str
+    encoding: str
+    stored_at: int
+    adopted: bool = False
+
+    def supply(self, place: PackedContent) -> Supply:
+        location = place.location(self.id, self.version)
+        return Supply(location, self.encoding, place.stored, "", place.size, self.stored_at)
+
+
+@value
+class _Ready:
+    """A content in a stored pack, and the rev on which it may be named."""
+
+    expects: Rev | None
+    place: PackedContent
+    pack: _StoredPack
+
+
+def _is_stored(record: Record | None) -> bool:
+    return record is not None and record.state in (RecordState.LIVE, RecordState.TRASH)
+
+
+_MEMBER = struct.Struct("<32s?12s5Q")
+
+
+def _members(pack: Pack, needed: Mapping[ContentHash, Rev | None]) -> bytes:
+    """Each content with the rev that its record had, and its place."""
+    out = []
+    for hash_, rev in needed.items():
+        p = pack.contents[hash_]
+        out.append(_MEMBER.pack(hash_, rev is not None, rev or b"", p.frame_offset, p.frame_length, p.offset, p.size, p.stored))
+    return b"".join(out)
+
+
+def _parse_members(members: bytes) -> Iterator[tuple[ContentHash, Rev | None, PackedContent]]:
+    for hash_, has_rev, rev, *place in _MEMBER.iter_unpack(members):
+        yield ContentHash(hash_), Rev(rev) if has_rev else None, PackedContent(*place)

@@ -1,0 +1,59 @@
+"""Bytes that wait to be sent, on the disk instead of in memory.
+
+Decides that they lie in a file without a name, which is gone with the process. Knows nothing of what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from s3hashsync.errors import NoSpace, S3HashSyncError
+
+
+class Spool(Sequence[bytes]):
+    """Pieces that are read when they are asked for, by any thread. Written once, whole."""
+
+    def __init__(self, folder: str, pieces: Iterable[bytes]) -> None:
+        self._ends = [0]
+        # In the folder of the states, which is private, and on no file system in memory.
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        for piece in pieces:
+            self._write(piece, folder)
+            self._ends.append(self._ends[-1] + len(piece))
+
+    def _write(self, piece: bytes, folder: str) -> None:
+        rest = memoryview(piece)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            kind = NoSpace if error.errno in (28, 122) else S3HashSyncError
+            raise kind(f"cannot write a temporary file in {folder}: {error.strerror}", "a pack waits there to be sent") from error
+
+    def close(self) -> None:
+        """The bytes are given up."""
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        return self._ends[-1]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[bytes]: ...
+
+    def __getitem__(self, number: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start, end = self._ends[number : number + 2]
+        return os.pread(self._file.fileno(), end - start, start)

@@ -1,0 +1,243 @@
+"""Makes packs: frame by frame read, compressed, sealed, put on the disk, and opened again before the pack is sent.
+
+Decides when a pack is closed (by its stored size) and that a content which did not hold still is left out. Sends nothing: that is
+`run.uploads`. All of this goes on in threads of its own, and frames may be made in another process (`run.frames`); whoever adds
+members only waits when too many frames do.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from s3hashsync.codec.pack import BLOCK, Member, decode_frame, end_frame, fills_frame, padded
+from s3hashsync.core.model import ContentHash, PackAt, Sha256
+from s3hashsync.core.value import value
+from s3hashsync.disk.spool import Spool
+from s3hashsync.errors import Corrupt
+from s3hashsync.run.candidates import Candidate
+from s3hashsync.run.encoding import opened_again
+from s3hashsync.run.frames import Frame, FrameMaker, Wanted
+from s3hashsync.run.keyring import Keyring, Seal
+from s3hashsync.run.progress import Progress
+
+PACK_ID_BYTES = 16
+MEMBERS = 40_000
+"""A pack holds no more: each costs 32 bytes in the index, however small it is."""
+
+_WAITING = 4
+"""So many frames may wait to be made: more would only let the plan run ahead of what is stored."""
+
+
+@value
+class PackedContent:
+    """A content's place in a pack, before encryption; bytes. `stored` is its share of the stored bytes."""
+
+    frame_offset: int
+    frame_length: int
+    offset: int
+    size: int
+    stored: int
+
+    def location(self, pack: str, version: str) -> PackAt:
+        return PackAt(pack, version, self.frame_offset, self.frame_length, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What is sent as one object. `contents` in the order in which they lie in it; `checksum` over the body, in the form of
+    `stores.base.Stored`. Whoever is done with it closes the body."""
+
+    id: str
+    body: Spool = field(repr=False)
+    encoding: str
+    checksum: str
+    contents: Mapping[ContentHash, PackedContent]
+
+
+@value
+class PackLimits:
+    """`size`: a pack is closed when so many bytes are stored in it; `folder`: where it waits until it is sent; `verify`: it is
+    opened again before that."""
+
+    size: int
+    folder: str
+    verify: bool = True
+
+
+class Packer:
+    """One pack after the other, by one thread at a time. `close` ends a pack; the next `add` begins another."""
+
+    def __init__(
+        self, frames: FrameMaker, limits: PackLimits, keys: Keyring, entropy: Callable[[int], bytes], progress: Progress
+    ) -> None:
+        self._frames = frames
+        self._limits = limits
+        self._keys = keys
+        self._entropy = entropy
+        self._progress = progress
+        # One pack is made while the one before is opened again.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="pack")
+        self._wanted: list[Wanted] = []
+        self._tar = 0
+        self._members = 0
+        self._making: _Making | None = None
+
+    def stop(self) -> None:
+        """A pack that is not closed is dropped."""
+        if self._making is not None:
+            self._making.end()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._frames.close()
+
+    @property
+    def full(self) -> bool:
+        stored = self._making.expected if self._making is not None else 0
+        return stored >= self._limits.size or self._members >= MEMBERS
+
+    def add(self, hash_: ContentHash, candidate: Candidate) -> None:
+        """A file that does not hold still, or cannot be read, will not be in the pack."""
+        entry = candidate.entry
+        self._wanted.append((hash_, candidate.sha256, entry.path, entry.size, entry.mtime_ns, entry.inode))
+        self._members += 1
+        self._tar += BLOCK + padded(entry.size)
+        if fills_frame(self._tar):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._making is None:
+            id_ = self._entropy(PACK_ID_BYTES).hex()
+            self._making = _Making(self._frames, self._limits, self._keys, id_, self._progress)
+            self._making.start(self._pool)
+        self._making.feed(self._wanted, self._tar)
+        self._wanted, self._tar = [], 0
+
+    def close(self) -> Future[Pack]:
+        """The pack, as soon as it is made and checked. `Corrupt` when what was made does not open to what was read: then this
+        machine fails."""
+        if self._wanted or self._making is None:
+            self._hand_over()
+        making, self._making, self._members = self._making, None, 0
+        assert making is not None
+        return making.end()
+
+
+@value
+class _Shape:
+    """What a frame must turn out to be again."""
+
+    length: int
+    tar_size: int
+    members: tuple[Member, ...]
+
+    def share(self, member: Member) -> int:
+        """The member's part of the stored bytes."""
+        return max(1, self.length * (BLOCK + padded(member.size)) // self.tar_size)
+
+
+class _Making:
+    """One pack in the making, by a thread of its own."""
+
+    def __init__(self, frames: FrameMaker, limits: PackLimits, keys: Keyring, id_: str, progress: Progress) -> None:
+        self._maker = frames
+        self._limits = limits
+        self._encoding = keys.encoding
+        self._seal = keys.new_seal()
+        self._id = id_
+        self._progress = progress
+        self._shapes: list[_Shape] = []
+        self._sha256: dict[ContentHash, Sha256] = {}
+        self._given = 0
+        self._compressed = 0
+        self._stored = 0
+        self._waiting: queue.Queue[Future[Frame] | None] = queue.Queue(_WAITING)
+        self._pack: Future[Pack] = Future()
+
+    def start(self, pool: ThreadPoolExecutor) -> None:
+        self._pack = pool.submit(self._make)
+
+    @property
+    def expected(self) -> int:
+        """What will be stored of what was given; for frames that wait, by the ratio of the others."""
+        if not self._compressed:
+            return 0
+        return self._given * self._stored // self._compressed
+
+    def feed(self, wanted: list[Wanted], tar_size: int) -> None:
+        self._given += tar_size
+        self._sha256.update((hash_, sha256) for hash_, sha256, *_ in wanted)
+        self._put(self._maker.make(wanted))
+
+    def end(self) -> Future[Pack]:
+        self._put(None)
+        return self._pack
+
+    def _put(self, frame: Future[Frame] | None) -> None:
+        while not self._pack.done():
+            try:
+                self._waiting.put(frame, timeout=1)
+                return
+            except queue.Full:
+                continue
+        # It has failed, and `end` says why: nobody would ever take the frame.
+
+    def _make(self) -> Pack:
+        frames = self._frames()
+        body = Spool(self._limits.folder, frames if self._seal is None else self._seal.stream(frames))
+        try:
+            if self._limits.verify:
+                _verify(body, self._seal, self._shapes, self._sha256)
+            digest = hashlib.sha256()
+            for piece in body:
+                digest.update(piece)
+        except BaseException:
+            body.close()
+            raise
+        checksum = f"sha256:{base64.b64encode(digest.digest()).decode()}"
+        return Pack(self._id, body, self._encoding, checksum, dict(_places(self._shapes)))
+
+    def _frames(self) -> Iterator[bytes]:
+        while (future := self._waiting.get()) is not None:
+            data, tar_size, members = future.result()
+            if not members:
+                continue
+            self._shapes.append(_Shape(len(data), tar_size, tuple(Member(*member) for member in members)))
+            self._stored += len(data)
+            self._compressed += tar_size
+            self._progress.advance(len(members), sum(size for _, _, size in members))
+            yield data
+        yield end_frame()
+
+
+def _places(shapes: list[_Shape]) -> Iterator[tuple[ContentHash, PackedContent]]:
+    start = 0
+    for shape in shapes:
+        for member in shape.members:
+            yield member.hash, PackedContent(start, shape.length, member.offset, member.size, shape.share(member))
+        start += shape.length
+
+
+def _verify(body: Sequence[bytes], seal: Seal | None, shapes: list[_Shape], sha256: Mapping[ContentHash, Sha256]) -> None:
+    """Open the pack as a restore would, frame by frame, and compare every content by its hash."""
+    opened = opened_again(iter(body), seal)
+    rest = bytearray()
+    try:
+        for shape in shapes:
+            while len(rest) < shape.length:
+                rest += next(opened)
+            tar = memoryview(decode_frame(bytes(rest[: shape.length]), shape.tar_size))
+            del rest[: shape.length]
+            for member in shape.members:
+                if hashlib.sha256(tar[member.offset : member.offset + member.size]).digest() != sha256[member.hash]:
+                    raise Corrupt(f"content {member.hash.hex()} comes out of it as another one")
+        if b"".join((rest, *opened)) != end_frame():
+            raise Corrupt("it does not end as it should")
+    except (Corrupt, StopIteration) as error:
+        raise Corrupt(
+            f"a pack that was made a moment ago does not open again ({error}): nothing of it was sent",
+            "does this machine's memory fail? test it before you trust any backup of it",
+        ) from error
