@@ -1,4 +1,5 @@
-"""A repository on the embedded stores, a host with its state, and a source: driven without the command line.
+"""A repository on the embedded stores, a host with its state, and a source: driven without the command line. Plain and without
+packs, unless a test asks for more; names are shown as they would be without encryption, whatever the index holds.
 
 Decides what must hold after every run (`assert_safe`) and after a run that came to its end
 (`assert_converged`). The clock stands an hour ahead of the files, so that no file is racy unless a test wants it.
@@ -20,19 +21,24 @@ from pathlib import Path
 
 import pytest
 
-from s3hashsync.codec.names import stored_name
-from s3hashsync.codec.zstd import decode_stream
+from s3hashsync.codec.age import X25519Identity
+from s3hashsync.codec.names import source_of, stored_name
 from s3hashsync.config import Config, FolderUrl, SourceSettings, SqliteUrl
-from s3hashsync.config.model import RepositorySettings
-from s3hashsync.core.model import ContentHash, Kind, Overflow, Record, RecordState, object_stem
+from s3hashsync.config.model import EncryptionSettings, PackSettings, RepositorySettings
+from s3hashsync.core.model import ContentHash, Kind, Overflow, Record, RecordState, Sha256, StoredName, object_stem
 from s3hashsync.core.plan import Problem, Step, Totals
 from s3hashsync.disk.state import State
 from s3hashsync.disk.state_rows import key_of
 from s3hashsync.run import backup
+from s3hashsync.run.contents import Contents
+from s3hashsync.run.founding import Founder, Openers, found_encrypted
 from s3hashsync.run.history import CHECKPOINT, Present, Removed, read_header, read_segment
+from s3hashsync.run.keyring import Keyring
+from s3hashsync.run.keys import HostPlace, RepositoryKeys, check_pins
 from s3hashsync.run.lease import read_source
 from s3hashsync.run.progress import Silent, Stop
-from s3hashsync.run.repository import Repository, initialise, open_repository
+from s3hashsync.run.repository import Identity, Repository, initialise, open_repository, plain_keys
+from s3hashsync.run.unlock import Opener, opener_from
 from s3hashsync.stores.base import Index, ObjectStore
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.sqlite import SqliteIndex
@@ -59,7 +65,8 @@ class Done:
 
 @dataclass
 class House:
-    """One repository, one source folder, and one host that backs it up. Copies of it are further hosts."""
+    """One repository, one source folder, and one host that backs it up. Copies of it are further hosts. `identity`: with
+    encryption the user's identity is at hand also where `plan` and `backup` run, which need none."""
 
     folder: Path
     host: str = "laptop"
@@ -72,6 +79,9 @@ class House:
     threads: int = 1
     log_interval: int = 3600
     compare: frozenset[str] = frozenset({"size", "mtime", "ctime", "inode"})
+    encryption: bool = False
+    identity: bool = False
+    pack: PackSettings | None = None
     stop: Stop = field(default_factory=Stop)
     seeds: Iterator[int] = field(default_factory=lambda: itertools.count(2))
 
@@ -97,9 +107,44 @@ class House:
     def clock_ns(self) -> int:
         return int(self.clock() * 1_000_000_000)
 
+    @property
+    def place(self) -> HostPlace:
+        """Where this host keeps its keys."""
+        return HostPlace(str(self.folder / f"keys of {self.host}"), f"file://{self.folder / 'repository'}")
+
     def init(self) -> House:
+        now, entropy = int(self.clock()), self._random.randbytes
         with self._stores(create=True) as (objects, index):
-            initialise(objects, index, int(self.clock()), self._random.randbytes)
+            if not self.encryption:
+                initialise(objects, index, now, entropy)
+                return self
+            mine = X25519Identity.generate(entropy)
+            (self.folder / "identity").write_text(f"{mine.secret_text()}\n")
+            found_encrypted(Founder(objects, index, self.place, Openers((str(mine.recipient),)), now, entropy))
+        return self
+
+    def opener(self) -> Opener:
+        """The user's identity."""
+        data = (self.folder / "identity").read_bytes()
+        return opener_from("the identity of the house", data, lambda: None)
+
+    def keys(self, objects: ObjectStore, *, identity: bool) -> Callable[[Identity], Keyring]:
+        """The keys as this host has them, with the user's identity or without."""
+
+        def found(about: Identity) -> Keyring:
+            if not self.encryption:
+                return plain_keys(about)
+            check_pins(self.place, about)
+            opener = self.opener() if identity else None
+            return RepositoryKeys(objects, about, self.place, lambda by_passphrase: opener, self._random.randbytes)
+
+        return found
+
+    def enroll(self) -> House:
+        """A new or reinstalled host gets its keys."""
+        with self.repository() as repository:
+            assert isinstance(repository.keys, RepositoryKeys)
+            repository.keys.enroll([self.source_name])
         return self
 
     @contextlib.contextmanager
@@ -113,10 +158,10 @@ class House:
             objects.close()
 
     @contextlib.contextmanager
-    def repository(self) -> Iterator[Repository]:
+    def repository(self, *, identity: bool = True) -> Iterator[Repository]:
         """As it is, without faults."""
         with self._stores() as (objects, index):
-            yield open_repository(objects, index)
+            yield open_repository(objects, index, self.keys(objects, identity=identity))
 
     @contextlib.contextmanager
     def state(self) -> Iterator[State]:
@@ -136,9 +181,10 @@ class House:
     # Running
 
     @contextlib.contextmanager
-    def job(self) -> Iterator[backup.Job]:
+    def job(self, *, identity: bool = True) -> Iterator[backup.Job]:
         with self._stores() as stores:
-            repository = open_repository(*self.wrap(*stores))
+            objects, index = self.wrap(*stores)
+            repository = open_repository(objects, index, self.keys(objects, identity=identity))
             yield backup.Job(
                 self.config(),
                 repository,
@@ -166,11 +212,12 @@ class House:
             min_storage_seconds=0,
             keep_deleted_seconds=0,
             append_only=False,
+            pack=self.pack,
         )
         return Config(
             file="backup.yaml",
             repository=repository,
-            encryption="off",
+            encryption=EncryptionSettings() if self.encryption else "off",
             host=self.host,
             sources=(self.source_settings(),),
             upload_threads=self.threads,
@@ -195,11 +242,11 @@ class House:
         )
 
     def plan(self) -> list[Step]:
-        with self.job() as job, backup.planned(job) as work:
+        with self.job(identity=self.identity) as job, backup.planned(job) as work:
             return list(work.plan.steps())
 
     def backup(self, options: backup.ApplyOptions | None = None) -> Done:
-        with self.job() as job, backup.planned(job) as work:
+        with self.job(identity=self.identity) as job, backup.planned(job) as work:
             summary, problems = backup.apply(job, work, options or backup.ApplyOptions())
             return Done(summary, problems, work.plan.totals)
 
@@ -225,20 +272,22 @@ class House:
 
     def names(self) -> dict[str, ContentHash]:
         """Every name that counts, with its content; a name under two contents fails."""
-        with self._stores() as (_, index):
-            found = [(name, h) for h, names in names_by_hash(index).items() for name in names]
+        found = [(name, h) for h, names in self._names_by_hash().items() for name in names]
         assert len(found) == len(dict(found)), f"a name under two contents: {sorted(found)}"
         return dict(found)
 
     def names_of(self, hash_: ContentHash) -> frozenset[str]:
-        with self._stores() as (_, index):
-            return names_by_hash(index).get(hash_, frozenset())
+        return self._names_by_hash().get(hash_, frozenset())
+
+    def _names_by_hash(self) -> dict[ContentHash, frozenset[str]]:
+        with self.repository() as repository:
+            return names_by_hash(repository)
 
     def stored_versions(self) -> dict[str, list[str]]:
         """Stem to versions: everything that lies in the store, whether anybody points to it or not."""
         out: dict[str, list[str]] = {}
         with self._stores() as (objects, _):
-            for version in objects.versions("objects/"):
+            for version in itertools.chain(objects.versions("objects/"), objects.versions("packs/")):
                 out.setdefault(version.stem, []).append(version.version)
         return out
 
@@ -250,14 +299,16 @@ class House:
 
     def contents(self) -> dict[str, ContentHash]:
         """What the source's files hold: names and hashes of all that are not empty."""
-        out = {}
+        out: dict[str, ContentHash] = {}
         root = os.fsencode(self.source)
-        for folder, _, files in os.walk(root):
-            for file in files:
-                path = os.path.join(folder, file)
-                if stat.S_ISREG(os.lstat(path).st_mode) and os.path.getsize(path):
-                    digest = hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).digest()
-                    out[stored_name(self.source_name, os.path.relpath(path, root))] = ContentHash(digest)
+        with self.repository() as repository:
+            for folder, _, files in os.walk(root):
+                for file in files:
+                    path = os.path.join(folder, file)
+                    if stat.S_ISREG(os.lstat(path).st_mode) and os.path.getsize(path):
+                        digest = Sha256(hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).digest())
+                        hash_ = repository.keys.content_hash(digest)
+                        out[stored_name(self.source_name, os.path.relpath(path, root))] = hash_
         return out
 
     # What must hold
@@ -270,8 +321,7 @@ class House:
             return
         with self.state() as state:
             clean = {row.key: row.hash for row in state.rows() if not row.dirty}
-        with self._stores() as (_, index):
-            names = names_by_hash(index)
+        names = self._names_by_hash()
         logged = {key_of(path): line.hash for path, line in self.logged().items()} if clean else {}
         for key, hash_ in clean.items():
             assert logged[key] == hash_, f"{key!r} is acknowledged, and the run logs do not have it so"
@@ -281,9 +331,8 @@ class House:
 
     def assert_logs_restorable(self) -> None:
         """A lost laptop: whatever the run logs say of the source is in the index, under its name, with its bytes."""
-        with self._stores() as (_, index):
-            names = names_by_hash(index)
         with self.repository() as repository:
+            names = names_by_hash(repository)
             facts = read_source(repository.index, self.source_name)
             head = facts.head if facts else ""
             for path, line in replay(repository, head).items():
@@ -293,8 +342,7 @@ class House:
     def assert_holds(self) -> None:
         """Every file of the source is in the index under its own content, whatever else is there."""
         self.assert_safe()
-        with self._stores() as (_, index):
-            names = names_by_hash(index)
+        names = self._names_by_hash()
         for name, hash_ in self.contents().items():
             assert name in names.get(hash_, ()), f"{name} is not in the index"
 
@@ -310,17 +358,18 @@ class House:
         assert set(logged) == set(paths_below(self.source))
         for line in logged.values():
             assert line.hash is None or line.content is not None or line.entry.kind is not Kind.FILE
+        versions = self.stored_versions()
         for hash_ in wanted.values():
-            assert len(self.stored_versions()[object_stem(hash_)]) <= copies, "a content is stored twice"
+            assert len(versions.get(object_stem(hash_), ())) <= copies, "a content is stored twice"
 
     def forget_state(self) -> None:
         shutil.rmtree(self.state_folder)
 
 
-def names_by_hash(index: Index) -> dict[ContentHash, frozenset[str]]:
+def names_by_hash(repository: Repository) -> dict[ContentHash, frozenset[str]]:
     """The names that count: of live records, and of the overflow items that these list."""
-    items = list(index.scan())
-    out: dict[ContentHash, set[str]] = {}
+    items = list(repository.index.scan())
+    out: dict[ContentHash, set[StoredName]] = {}
     for item in items:
         if isinstance(item, Record) and item.state is RecordState.LIVE:
             out.setdefault(item.hash, set()).update(item.names)
@@ -328,7 +377,13 @@ def names_by_hash(index: Index) -> dict[ContentHash, frozenset[str]]:
     for item in items:
         if isinstance(item, Overflow) and item.hash in out and item.prefix in records[item.hash].buckets:
             out[item.hash] |= item.names
-    return {hash_: frozenset(names) for hash_, names in out.items()}
+    return {hash_: frozenset(_shown(repository, name, hash_) for name in names) for hash_, names in out.items()}
+
+
+def _shown(repository: Repository, name: StoredName, hash_: ContentHash) -> str:
+    """As it would be without encryption; a name that nobody can have made raises `Corrupt`."""
+    source = source_of(name)
+    return stored_name(source, repository.keys.names(source).path(name, hash_))
 
 
 def replay(repository: Repository, head: str) -> dict[bytes, Present]:
@@ -337,10 +392,10 @@ def replay(repository: Repository, head: str) -> dict[bytes, Present]:
     keys = []
     while head:
         keys.append(head)
-        header = read_header(repository.objects, head)
+        header = read_header(repository, head)
         head = "" if header.kind == CHECKPOINT else header.previous
     for key in reversed(keys):
-        for line in read_segment(repository.objects, key)[1]:
+        for line in read_segment(repository, key)[1]:
             if isinstance(line, Removed):
                 out.pop(line.path, None)
             else:
@@ -349,14 +404,18 @@ def replay(repository: Repository, head: str) -> dict[bytes, Present]:
 
 
 def assert_contents_readable(house: House) -> None:
+    """Bytes of every live or trash record are there, and are what its hash says: objects and packs, encrypted or not."""
+
+    def take(chunks: Iterator[bytes], verify: Callable[[], None]) -> None:
+        for _ in chunks:
+            pass
+        verify()
+
     with house.repository() as repository:
-        for record in house.records().values():
-            if record.state not in (RecordState.LIVE, RecordState.TRASH):
-                continue
-            version = record.content.location.version
-            chunks = repository.objects.read(object_stem(record.hash), version)
-            content = b"".join(decode_stream(chunks, record.size))
-            assert hashlib.sha256(content).digest() == record.hash
+        contents = Contents(repository)
+        for item in repository.index.scan():
+            if isinstance(item, Record) and item.state in (RecordState.LIVE, RecordState.TRASH):
+                contents.deliver(item.content, None, take)
 
 
 def paths_below(root: Path) -> Iterator[bytes]:

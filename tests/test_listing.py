@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_find(aged: House) -> None:
         with pytest.raises(UsageError):
             find_contents(job, "xyz")
         assert [found.entry.path for found in find_paths(job, "folder-*", aged.clock() + 50)] == [b"folder-x"]
+
+
+def test_find_by_the_sha256_where_the_hash_is_a_keyed_one(tmp_path: Path) -> None:
+    house = House(tmp_path, encryption=True).init()
+    house.write("a", "content")
+    house.backup()
+    digits = hashlib.sha256(b"content").hexdigest()
+    with house.job() as job:
+        (found,) = find_contents(job, digits)
+        assert found.hash is not None
+        assert found.hash.hex() != digits
+        assert [one.entry.path for one in find_contents(job, found.hash.hex()[:16])] == [b"a"]
 
 
 def test_find_says_what_it_could_not_search(aged: House) -> None:

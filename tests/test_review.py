@@ -250,7 +250,7 @@ def test_a_place_that_is_gone_does_not_hide_one_that_is_there() -> None:
     catalogue.add_contents(contents)
     catalogue.add_contents(contents[:1])
     catalogue.add_names([(hash_, StoredName("b/f"))])
-    catalogue.add_versions([(object_stem(hash_), "new")])
+    catalogue.add_versions([(object_stem(hash_), "new", 2)])
     (found,) = catalogue.found()
     assert found.content.location == ObjectAt("new")
     assert found.names == {"b/f"}

@@ -15,7 +15,7 @@ from s3hashsync.core.model import Overflow, Record, RecordState
 from s3hashsync.core.plan import UpdateMetadata
 from s3hashsync.disk.state import Anchor
 from s3hashsync.errors import Refused
-from s3hashsync.run import executor
+from s3hashsync.run import batches
 from s3hashsync.run.history import newest_key
 from s3hashsync.run.lease import read_source
 from s3hashsync.run.progress import Silent
@@ -186,7 +186,7 @@ def test_removals_that_two_dead_runs_left_are_settled_after_a_lost_state(house: 
     for number in range(5):
         house.write(f"folder/{number}.jpg", f"changed {number}")
     run_under(house, FaultPlan([at_removal()]))
-    monkeypatch.setattr(executor, "BATCH_STEPS", 2)
+    monkeypatch.setattr(batches, "BATCH_STEPS", 2)
     house = house.again(log_interval=0, wrap=as_they_are)
     run_under(house, FaultPlan([on("objects.create_document", Fault.CRASH_BEFORE, 2)]))
     house.forget_state()

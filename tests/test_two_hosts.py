@@ -140,7 +140,7 @@ def test_a_new_owner_writes_every_name_and_a_checkpoint(house: House) -> None:
     with new.repository() as repository:
         facts = read_source(repository.index, new.source_name)
         assert facts is not None
-        assert read_header(repository.objects, facts.head).kind == CHECKPOINT
+        assert read_header(repository, facts.head).kind == CHECKPOINT
 
 
 def test_a_take_over_that_died_is_carried_on_by_the_next_run(house: House) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from s3hashsync.codec.location import decode_location, encode_location
-from s3hashsync.core.model import Content, ContentHash, ObjectAt, StoredName, object_stem
+from s3hashsync.core.model import Content, ContentHash, ObjectAt, PackAt, StoredName, object_stem, pack_stem
 
 _SCHEMA = """
 CREATE TABLE contents (
@@ -21,7 +21,13 @@ CREATE TABLE contents (
 );
 CREATE TABLE names (hash BLOB NOT NULL, name TEXT NOT NULL, PRIMARY KEY (hash, name)) WITHOUT ROWID;
 CREATE TABLE removals (hash BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE versions (stem TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY (stem, version)) WITHOUT ROWID;
+CREATE TABLE versions (
+    stem TEXT NOT NULL, version TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (stem, version)
+) WITHOUT ROWID;
+CREATE TABLE members (
+    pack TEXT NOT NULL, frame INTEGER NOT NULL, start INTEGER NOT NULL, hash BLOB NOT NULL, version TEXT NOT NULL,
+    PRIMARY KEY (pack, frame, start, hash, version)
+) WITHOUT ROWID;
 """
 
 
@@ -32,6 +38,16 @@ class Found:
     content: Content
     names: frozenset[StoredName]
     removed_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPack:
+    """A pack that is there, with those of its contents that the logs mention, in their order. `stored`: its bytes."""
+
+    id: str
+    version: str
+    stored: int
+    members: tuple[ContentHash, ...]
 
 
 class Catalogue:
@@ -48,7 +64,9 @@ class Catalogue:
         self._many("INSERT OR IGNORE INTO names VALUES (?, ?)", rows)
 
     def add_contents(self, contents: Iterable[Content]) -> None:
-        """Newest first within a source: of the places of one hash the first one counts that is still there."""
+        """Newest first within a source: of the places of one hash the first one counts that is still there. A pack's members are
+        kept beside them: also one that lies elsewhere now has a copy in it."""
+        contents = list(contents)
         self._many(
             "INSERT OR IGNORE INTO contents VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -65,21 +83,42 @@ class Catalogue:
                 for c in contents
             ),
         )
+        self._many(
+            "INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?)",
+            ((at.pack, at.frame_offset, at.offset, c.hash, at.version) for c in contents if isinstance(at := c.location, PackAt)),
+        )
 
     def add_removals(self, rows: Iterable[tuple[ContentHash, int]]) -> None:
         self._many("INSERT INTO removals VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET time = max(time, excluded.time)", rows)
 
-    def add_versions(self, rows: Iterable[tuple[str, str]]) -> None:
-        self._many("INSERT OR IGNORE INTO versions VALUES (?, ?)", rows)
-
-    def has_version(self, stem: str, version: str) -> bool:
-        found = self._db.execute("SELECT 1 FROM versions WHERE stem = ? AND version = ?", (stem, version)).fetchone()
-        return found is not None
+    def add_versions(self, rows: Iterable[tuple[str, str, int]]) -> None:
+        """Stem, version and size of what the object store holds."""
+        self._many("INSERT OR IGNORE INTO versions VALUES (?, ?, ?)", rows)
 
     def is_there(self, content: Content) -> bool:
         """Whether the object store holds what this place names."""
         location = content.location
-        return isinstance(location, ObjectAt) and self.has_version(object_stem(content.hash), location.version)
+        stem = object_stem(content.hash) if isinstance(location, ObjectAt) else pack_stem(location.pack)
+        return self._size(stem, location.version) is not None
+
+    def _size(self, stem: str, version: str) -> int | None:
+        sql = "SELECT size FROM versions WHERE stem = ? AND version = ?"
+        row = self._db.execute(sql, (stem, version)).fetchone()
+        return None if row is None else int(row[0])
+
+    def packs(self) -> Iterator[FoundPack]:
+        """Every pack that some content lies in and that is there, by id."""
+        cursor = self._db.execute("SELECT pack, version, hash FROM members ORDER BY pack, frame, start, hash, version")
+        for pack, rows in groupby(cursor, lambda row: str(row[0])):
+            members: dict[ContentHash, None] = {}
+            versions: dict[str, None] = {}
+            for _, version, hash_ in rows:
+                members[ContentHash(hash_)] = None
+                versions[version] = None
+            there = ((version, self._size(pack_stem(pack), version)) for version in versions)
+            found = next(((version, size) for version, size in there if size is not None), None)
+            if found is not None:
+                yield FoundPack(pack, found[0], found[1], tuple(members))
 
     def found(self) -> Iterator[Found]:
         """Every content, by hash. A place that is gone (purged, and stored anew since, maybe by another source) does not hide
@@ -98,10 +137,10 @@ class Catalogue:
                 place = decode_location(location)
                 yield Content(hash_, size, stored, stored_at, class_, checksum, encoding, place)
 
-    def unlocated(self) -> list[StoredName]:
+    def unlocated(self) -> list[tuple[ContentHash, StoredName]]:
         """Names of contents that no log locates."""
-        rows = self._db.execute("SELECT name FROM names WHERE hash NOT IN (SELECT hash FROM contents) ORDER BY name")
-        return [StoredName(row[0]) for row in rows]
+        rows = self._db.execute("SELECT hash, name FROM names WHERE hash NOT IN (SELECT hash FROM contents) ORDER BY name")
+        return [(ContentHash(row[0]), StoredName(row[1])) for row in rows]
 
     def _many(self, sql: str, rows: Iterable[tuple[object, ...]]) -> None:
         self._db.execute("BEGIN")

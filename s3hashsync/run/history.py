@@ -1,7 +1,8 @@
-"""Run logs: what each run changed, in segments of zstd JSON lines, chained by the one before.
+"""Run logs: what each run changed, in segments of JSON lines, chained by the one before.
 
-Decides the lines, the keys and which chain counts. A source's logs alone rebuild its state and its index, and are all that a
-restore without the program needs. Knows nothing of plans; the executor hands it entries.
+Decides the lines, the keys, and that a segment counts under its own key alone. A source's logs alone rebuild its state and its
+index, and are all that a restore without the program needs. Knows nothing of plans; the executor hands it entries. How lines
+become bytes is `run.segments`.
 
 A segment is: a header line, then a line for every path that changed (an entry with its content's location, or a removal), then a
 footer with the number of lines, so that a cut segment is noticed. `was` names the hashes that the path was under and is taken
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import zstandard
+import orjson
 
 from s3hashsync.codec.entries import (
     Json,
@@ -29,17 +30,18 @@ from s3hashsync.codec.entries import (
     hash_from_hex,
     put_bytes,
 )
-from s3hashsync.codec.zstd import LEVEL
 from s3hashsync.core.model import Content, ContentHash, Entry, Sha256
+from s3hashsync.core.value import value
 from s3hashsync.disk.metadata import group_name, owner_name
 from s3hashsync.errors import AlreadyThere, Corrupt, Missing
+from s3hashsync.run.keyring import Keyring
+from s3hashsync.run.repository import Repository
+from s3hashsync.run.segments import LineWriter, believed_lines
 from s3hashsync.stores.base import ObjectReader, ObjectStore
 
 FORMAT = 1
 CHANGES = "changes"
 CHECKPOINT = "checkpoint"
-_BUFFER = 1 << 16
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ class SegmentHeader:
     scanned_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Present:
-    """A path is there now, with this content (None: it has none of its own)."""
+    """A path is there now, with this content (None: it has none of its own). `sha256` is None beside a hash where the writer knew
+    the keyed hash alone: a file that could not be read since its state was made anew from an encrypted repository's index."""
 
     entry: Entry
     hash: ContentHash | None
@@ -71,7 +74,7 @@ class Present:
     was: tuple[ContentHash, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Removed:
     """A path is gone."""
 
@@ -101,40 +104,28 @@ def new_run_id(now: float, newest: str, suffix: str) -> str:
 
 
 class SegmentWriter:
-    """Lines go in, compressed, so that memory holds the compressed segment and a few lines alone."""
+    """Lines of one segment of `source`."""
 
-    def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
-        self._parts: list[bytes] = []
-        self._buffer = bytearray()
+    def __init__(self, keys: Keyring, source: str) -> None:
+        self._out = LineWriter(keys, source)
         self.lines = 0
 
     def add(self, line: Line) -> None:
-        self._write(_line(line))
+        self._out.add(_render(_line(line)))
         self.lines += 1
 
     def finish(self, header: SegmentHeader) -> bytes:
-        """The segment. The header is known only at the end, so it is a frame of its own in front: zstd frames concatenate."""
-        self._write({"end": True, "lines": self.lines})
-        self._flush()
-        self._parts.append(self._compressor.flush())
-        head = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(_render(_header(header)))
-        return head + b"".join(self._parts)
-
-    def _write(self, body: Json) -> None:
-        self._buffer += _render(body)
-        # Handing over a line costs more than compressing it.
-        if len(self._buffer) >= _BUFFER:
-            self._flush()
-
-    def _flush(self) -> None:
-        if data := self._compressor.compress(self._buffer):
-            self._parts.append(data)
-        self._buffer.clear()
+        """The bytes to store."""
+        self._out.add(_render({"end": True, "lines": self.lines}))
+        return self._out.finish(_render(_header(header)))
 
 
 def _render(body: Json) -> bytes:
-    return _ENCODER.encode(body).encode("utf-8", "surrogatepass") + b"\n"
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        # Text that is not UTF-8 (a path in a configuration, a user's name): JSON has escapes for it.
+        return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def _header(header: SegmentHeader) -> Json:
@@ -187,59 +178,67 @@ def store_segment(objects: ObjectStore, key: str, body: bytes) -> None:
             ) from None
 
 
-def read_header(objects: ObjectReader, key: str) -> SegmentHeader:
-    """Raises `Missing` or `Corrupt`."""
-    return _parse_header(key, _json(key, next(_text_lines(key, objects.read_document(key)), b"")))
+def read_header(repository: Repository, key: str) -> SegmentHeader:
+    """Raises `Missing`, `Corrupt`, or `WrongKey`."""
+    return _opened(repository, key)[0]
 
 
-def read_segment(objects: ObjectReader, key: str) -> tuple[SegmentHeader, Iterator[Line]]:
+def read_segment(repository: Repository, key: str) -> tuple[SegmentHeader, Iterator[Line]]:
     """The header, and the lines one by one; reading them to the end raises `Corrupt` when the segment is not whole."""
-    lines = _text_lines(key, objects.read_document(key))
-    return _parse_header(key, _json(key, next(lines, b""))), _read_lines(key, lines)
+    header, lines = _opened(repository, key)
+    return header, _read_lines(key, lines, encrypted=repository.keys.encrypted)
 
 
-def _read_lines(key: str, lines: Iterator[bytes]) -> Iterator[Line]:
+def _opened(repository: Repository, key: str) -> tuple[SegmentHeader, Iterator[bytes]]:
+    """A segment that somebody copied to another key, or from another repository, is genuine in itself: so it says where it
+    belongs, and counts nowhere else."""
+    data = repository.objects.read_document(key)
+    source = key.removeprefix("runs/").rpartition("/")[0]
+    lines = believed_lines(repository.keys, source, key, data)
+    header = _parse_header(key, _json(key, next(lines, b"")))
+    if key != segment_key(header.source, header.run, header.number):
+        raise Corrupt(
+            f"the run-log segment {key} says that it is segment {header.number} of run {header.run} of source {header.source}",
+            "somebody put it there: look at the older versions of that object, and at who may write to the store",
+        )
+    if header.repository != repository.identity.id:
+        raise Corrupt(f"the run-log segment {key} belongs to another repository ({header.repository})")
+    return header, lines
+
+
+def _read_lines(key: str, lines: Iterator[bytes], *, encrypted: bool) -> Iterator[Line]:
     for count, text in enumerate(lines):
         body = _json(key, text)
         if body.get("end") is True:
             if get_int(body, "lines") != count or next(lines, None) is not None:
                 raise Corrupt(f"the run-log segment {key} is not whole")
             return
-        yield _parse_line(body)
+        yield _parse_line(key, body, encrypted=encrypted)
     raise Corrupt(f"the run-log segment {key} is cut off")
 
 
-def _text_lines(key: str, data: bytes) -> Iterator[bytes]:
-    rest = b""
-    place = 0
+def _json(key: str, text: bytes) -> Json:
     try:
-        while place < len(data):
-            decompressor = zstandard.ZstdDecompressor().decompressobj(write_size=1 << 18)
-            while place < len(data) and not decompressor.eof:
-                piece = data[place : place + (1 << 16)]
-                place += len(piece)
-                *lines, rest = (rest + decompressor.decompress(piece)).split(b"\n")
-                yield from lines
-            place -= len(decompressor.unused_data)
-            if not decompressor.eof:
-                raise Corrupt(f"the run-log segment {key} is cut off")
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"the run-log segment {key} is damaged ({error})") from None
-    if rest:
-        raise Corrupt(f"the run-log segment {key} is cut off")
-
-
-def _json(key: str, text: bytes) -> dict[str, object]:
-    try:
-        body = json.loads(text)
+        body = orjson.loads(text)
     except ValueError:
-        raise Corrupt(f"the run-log segment {key} is damaged: a line is not JSON") from None
+        body = _unusual(key, text)
     if not isinstance(body, dict):
         raise Corrupt(f"the run-log segment {key} is damaged: a line is not an object")
+    if isinstance(body.get("mtime"), float) or isinstance(body.get("ctime"), float):
+        # The quick parser makes that of a number beyond 64 bits: a time after the year 2262, or before 1677.
+        return dict(json.loads(text))
     return body
 
 
-def _parse_header(key: str, body: dict[str, object]) -> SegmentHeader:
+def _unusual(key: str, text: bytes) -> object:
+    """A line that the quick parser refuses: it may hold half a surrogate pair, as a host's name for an owner can."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Corrupt(f"the run-log segment {key} is damaged: a line is not JSON") from None
+
+
+def _parse_header(key: str, body: Json) -> SegmentHeader:
     if body.get("s3hashsync") != "run-log":
         raise Corrupt(f"{key} is not a run-log segment")
     if get_int(body, "format") > FORMAT:
@@ -260,7 +259,14 @@ def _parse_header(key: str, body: dict[str, object]) -> SegmentHeader:
     )
 
 
-def _parse_line(body: dict[str, object]) -> Line:
+def _parse_line(key: str, body: Json, *, encrypted: bool) -> Line:
+    try:
+        return _line_of(body, encrypted=encrypted)
+    except Corrupt as error:
+        raise Corrupt(f"the run-log segment {key} is damaged: {error.message}") from None
+
+
+def _line_of(body: Json, *, encrypted: bool) -> Line:
     was_field = body.get("was", [])
     was = tuple(hash_from_hex(h) for h in was_field) if isinstance(was_field, list) else ()
     if body.get("removed") is True:
@@ -268,6 +274,9 @@ def _parse_line(body: dict[str, object]) -> Line:
     entry = entry_from_json(body)
     hash_ = hash_from_hex(body["hash"]) if "hash" in body else None
     sha256 = Sha256(hash_from_hex(body["sha256"])) if "sha256" in body else None
+    if sha256 is None and hash_ is not None and not encrypted:
+        # There the hash is the SHA-256.
+        sha256 = Sha256(bytes(hash_))
     content_field = body.get("content")
     content = None
     if hash_ is not None and isinstance(content_field, dict):
@@ -283,12 +292,12 @@ def newest_key(objects: ObjectReader, source: str, after: str = "") -> str:
     return last
 
 
-def all_segments(objects: ObjectReader, head: str) -> Iterator[tuple[str, SegmentHeader]]:
+def all_segments(repository: Repository, head: str) -> Iterator[tuple[str, SegmentHeader]]:
     """Every segment from `head` back to the beginning of the source, newest first; ends where an old one is gone."""
     key = head
     while key:
         try:
-            header = read_header(objects, key)
+            header = read_header(repository, key)
         except Missing:
             return
         yield key, header

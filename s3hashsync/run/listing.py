@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from s3hashsync.core.model import ContentHash, Entry, Kind
+from s3hashsync.core.model import ContentHash, Entry, Kind, Sha256
 from s3hashsync.core.selection import Selection, is_glob, name_matcher, parse_selection, path_matcher
 from s3hashsync.disk.metadata import same_metadata
 from s3hashsync.disk.snapshot import Snapshot, SnapshotRow
@@ -24,11 +24,12 @@ from s3hashsync.run.snapshots import NoStateError, find_head, find_point, known_
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One path of a source; a content's hash where it has one."""
+    """One path of a source; a content's hash where it has one. `sha256`: only `find` fills it in."""
 
     source: str
     entry: Entry
     hash: ContentHash | None
+    sha256: Sha256 | None = None
 
 
 def list_paths(job: Job, selection: str, at: float | None = None, *, recursive: bool = False) -> Iterator[Listed]:
@@ -64,11 +65,12 @@ def find_paths(job: Job, pattern: str, at: float | None = None) -> Iterator[List
 
 
 def find_contents(job: Job, prefix: str, at: float | None = None) -> Iterator[Listed]:
-    """In all sources: paths whose content's hash begins with these hexadecimal digits."""
+    """In all sources: paths whose content's hash begins with these hexadecimal digits, or, where that is a keyed one, its
+    SHA-256."""
     prefix = prefix.lower()
     if not prefix or not set(prefix) <= set("0123456789abcdef"):
         raise UsageError(f"{prefix!r} is not the beginning of a hash", "hashes are written in hexadecimal digits")
-    return (one for one in _everything(job, at) if one.hash is not None and one.hash.hex().startswith(prefix))
+    return (one for one in _everything(job, at) if any(h.hex().startswith(prefix) for h in (one.hash, one.sha256) if h))
 
 
 def _everything(job: Job, at: float | None) -> Iterator[Listed]:
@@ -80,7 +82,7 @@ def _everything(job: Job, at: float | None) -> Iterator[Listed]:
             with opened_snapshot(job.repository, point, job.progress) as snapshot:
                 for row in snapshot.rows():
                     job.stop.check()
-                    yield Listed(source, row.entry, row.hash)
+                    yield Listed(source, row.entry, row.hash, row.sha256)
         except NoStateError:
             continue
         except (Missing, Corrupt) as error:
@@ -112,7 +114,7 @@ class RunFacts:
 def runs(job: Job, source: str) -> Iterator[RunFacts]:
     """The runs of a source, the newest first, as far back as there are logs."""
     facts: RunFacts | None = None
-    for key, header in all_segments(job.repository.objects, find_head(job.repository, source)):
+    for key, header in all_segments(job.repository, find_head(job.repository, source)):
         job.stop.check()
         if facts is not None and header.run != facts.run:
             yield facts
@@ -127,7 +129,7 @@ def _counted(job: Job, facts: RunFacts, key: str, header: SegmentHeader) -> RunF
     if header.kind == CHECKPOINT:
         return replace(facts, segments=facts.segments + 1, checkpoint=True)
     present = removed = 0
-    for line in read_segment(job.repository.objects, key)[1]:
+    for line in read_segment(job.repository, key)[1]:
         if isinstance(line, Present):
             present += 1
         else:
@@ -150,7 +152,7 @@ def versions(job: Job, selection: str) -> Iterator[PathVersion]:
     wanted = parse_selection(selection)
     held: PathVersion | None = None
     found = False
-    for key, header in all_segments(job.repository.objects, find_head(job.repository, wanted.source)):
+    for key, header in all_segments(job.repository, find_head(job.repository, wanted.source)):
         job.stop.check()
         for version in reversed(_versions_in(job, key, wanted, header)):
             found = True
@@ -166,7 +168,7 @@ def versions(job: Job, selection: str) -> Iterator[PathVersion]:
 
 def _versions_in(job: Job, key: str, wanted: Selection, header: SegmentHeader) -> list[PathVersion]:
     out = []
-    for line in read_segment(job.repository.objects, key)[1]:
+    for line in read_segment(job.repository, key)[1]:
         if isinstance(line, Present):
             if line.entry.path == wanted.pattern:
                 out.append(PathVersion(header.run, header.time, line.entry, line.hash))

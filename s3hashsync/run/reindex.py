@@ -11,30 +11,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import TypeVar
 
-from s3hashsync.codec.names import stored_name
+from s3hashsync.codec.names import source_of
 from s3hashsync.core.model import (
     Content,
     ContentHash,
     Control,
-    ObjectAt,
     Record,
     RecordState,
     Rev,
     StoredName,
+    pack_key,
 )
 from s3hashsync.core.plan import Problem
-from s3hashsync.disk.catalogue import Catalogue, Found
+from s3hashsync.disk.catalogue import Catalogue, Found, FoundPack
 from s3hashsync.errors import Missing, NoRepository, Refused, S3HashSyncError
 from s3hashsync.run.history import Present, SegmentHeader, read_segment
+from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.lease import PREFIX, SourceFacts, enlist, write_facts
 from s3hashsync.run.ledger import REV_BYTES, Ledger, Supply, Terms
 from s3hashsync.run.progress import Progress
-from s3hashsync.run.repository import ITEM, Identity, Repository, control_item, read_identity, replace_identity
+from s3hashsync.run.repository import (
+    ITEM,
+    Identity,
+    Repository,
+    control_item,
+    plain_keys,
+    read_identity,
+    replace_identity,
+)
 from s3hashsync.run.snapshots import find_point, known_sources, opened_snapshot, segments_back
-from s3hashsync.stores.base import Index, ObjectStore, Stored, Write
+from s3hashsync.run.uploads import MEMBERS_IN_ITEM
+from s3hashsync.stores.base import Index, ObjectStore, Write
 
 _BATCH = 1000
 _T = TypeVar("_T")
@@ -42,7 +52,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Rebuilder:
-    """What a rebuild works with."""
+    """What a rebuild works with. With encryption `keys` answers with the user's identity at hand: names and logs need it."""
 
     objects: ObjectStore
     index: Index
@@ -50,6 +60,7 @@ class Rebuilder:
     progress: Progress
     clock: Callable[[], float]
     entropy: Callable[[int], bytes]
+    keys: Callable[[Identity], Keyring] = plain_keys
 
 
 @dataclass(slots=True)
@@ -61,24 +72,32 @@ class RebuiltIndex:
     live: int = 0
     trash: int = 0
     purging: int = 0
+    packs: int = 0
 
 
 def rebuild_index(r: Rebuilder) -> tuple[RebuiltIndex, list[Problem]]:
-    """Fill an empty index. Raises `Refused` when the index is there and fits, or is another repository's."""
+    """Fill an empty index. Raises `Refused` when the index is there and fits, or is another repository's, and `WrongKey` where
+    the logs cannot be opened."""
     identity = read_identity(r.objects)
     if identity is None:
         raise NoRepository("there is no repository to rebuild an index for", "s3hashsync init makes one")
+    repository = Repository(identity, r.objects, r.index, r.keys(identity))
     _check_empty(r.index, identity)
     done = RebuiltIndex()
-    problems: list[Problem] = []
-    repository = Repository(identity, r.objects, r.index)
     with closing(Catalogue()) as catalogue:
         heads = [_collect(repository, source, catalogue, r.progress) for source in known_sources(repository)]
-        for batch in _batches((v.stem, v.version) for v in r.objects.versions("objects/") if not v.is_marker):
+        stored = chain(r.objects.versions("objects/"), r.objects.versions("packs/"))
+        for batch in _batches((v.stem, v.version, v.size) for v in stored if not v.is_marker):
             catalogue.add_versions(batch)
         r.progress.phase("writing the index", 0, 0)
-        _write_records(r, catalogue, done, problems)
-        problems += [_lost(name, "no run log says where its content lies") for name in catalogue.unlocated()]
+        # Packs first: whoever finds a record finds the list that purging its pack goes by.
+        for packs in _batches(catalogue.packs(), 100):
+            _write_packs(r, packs)
+            done.packs += len(packs)
+        lost: list[tuple[ContentHash, StoredName, str]] = []
+        _write_records(r, catalogue, done, lost)
+        lost += [(hash_, name, "no run log says where its content lies") for hash_, name in catalogue.unlocated()]
+        problems = [_problem(repository.keys, *one) for one in lost]
     for header, head, files in heads:
         facts = SourceFacts(header.source, header.host, header.run, head, int(header.time), files, 0)
         _write_source(r, facts)
@@ -104,16 +123,17 @@ def _check_empty(index: Index, identity: Identity) -> None:
 def _collect(repository: Repository, source: str, catalogue: Catalogue, progress: Progress) -> tuple[SegmentHeader, str, int]:
     """The source's names as they are now, and every content its logs ever mention."""
     point = find_point(repository, source)
+    names = repository.keys.names(source)
     files = 0
     with opened_snapshot(repository, point, progress) as snapshot:
         for rows in _batches(snapshot.rows()):
-            named = [(row.hash, stored_name(source, row.entry.path)) for row in rows if row.hash is not None]
-            catalogue.add_names((hash_, name) for hash_, name in named if hash_ is not None)
+            named = [(row.hash, names.of(row.entry.path, row.hash)) for row in rows if row.hash is not None]
+            catalogue.add_names(named)
             catalogue.add_contents(row.content for row in rows if row.content is not None)
             files += len(named)
     try:
-        for key, header in segments_back(repository.objects, source, point.head):
-            _, lines = read_segment(repository.objects, key)
+        for key, header in segments_back(repository, source, point.head):
+            _, lines = read_segment(repository, key)
             for batch in _batches(lines):
                 catalogue.add_contents(line.content for line in batch if isinstance(line, Present) and line.content)
                 catalogue.add_removals((h, int(header.time)) for line in batch for h in line.was)
@@ -122,7 +142,36 @@ def _collect(repository: Repository, source: str, catalogue: Catalogue, progress
     return point.header, point.head, files
 
 
-def _write_records(r: Rebuilder, catalogue: Catalogue, done: RebuiltIndex, problems: list[Problem]) -> None:
+def _write_packs(r: Rebuilder, packs: list[FoundPack]) -> None:
+    """The items `pack:<id>`, with the members that the logs mention. Others may lie in a pack: members that were deleted before
+    the oldest log, or that no record ever named (the process died). No record points to those, so they are dead with the pack;
+    to read them out of the pack itself would be too dear in a cold class. The checksum of the whole pack and its attempt are in
+    no log."""
+    heads: list[Control] = []
+    more: list[Control] = []
+    for pack in packs:
+        pages = [pack.members[at : at + MEMBERS_IN_ITEM] for at in range(0, len(pack.members), MEMBERS_IN_ITEM)]
+        fields = (
+            ("members", str(len(pack.members))),
+            ("stored", str(pack.stored)),
+            ("checksum", ""),
+            ("attempt", "" if r.objects.versioned else pack.version),
+            ("parts", str(len(pages))),
+        )
+        key = pack_key(pack.id)
+        heads.append(Control(key, Rev(r.entropy(REV_BYTES)), fields, b"".join(pages[0])))
+        more += [Control(f"{key}.{n}", Rev(r.entropy(REV_BYTES)), (), b"".join(page)) for n, page in enumerate(pages) if n]
+    # The item that says how many there are comes last. What an interrupted rebuild left is replaced.
+    for items in (more, heads):
+        there = r.index.read([item.key for item in items]) if items else {}
+        for outcome in r.index.write([Write(item, there[item.key].rev if item.key in there else None) for item in items]):
+            if not outcome.written:
+                raise Refused("another process is making this index at this very moment", "run rebuild --index again")
+
+
+def _write_records(
+    r: Rebuilder, catalogue: Catalogue, done: RebuiltIndex, lost: list[tuple[ContentHash, StoredName, str]]
+) -> None:
     for batch in _batches(catalogue.found()):
         live: list[Found] = []
         dead: list[Write] = []
@@ -131,7 +180,8 @@ def _write_records(r: Rebuilder, catalogue: Catalogue, done: RebuiltIndex, probl
             if found.names and there:
                 live.append(found)
             elif found.names:
-                problems += [_lost(n, "its content is no longer in the object store") for n in sorted(found.names)]
+                why = "its content is no longer in the object store"
+                lost += [(found.content.hash, name, why) for name in sorted(found.names)]
             elif there:
                 dead.append(_dead(r, found))
         for class_, group in groupby(sorted(live, key=lambda f: f.content.storage_class), lambda f: f.content.storage_class):
@@ -160,8 +210,7 @@ def _write_live(r: Rebuilder, storage_class: str, live: list[Found]) -> None:
 
 
 def _supply(content: Content) -> Supply:
-    assert isinstance(content.location, ObjectAt)
-    return Supply(Stored(content.location.version, content.stored, content.checksum), content.size, content.stored_at)
+    return Supply(content.location, content.encoding, content.stored, content.checksum, content.size, content.stored_at)
 
 
 def _dead(r: Rebuilder, found: Found) -> Write:
@@ -199,12 +248,13 @@ def _settle_incarnation(r: Rebuilder, identity: Identity) -> str:
     return renewed.incarnation
 
 
-def _lost(name: StoredName, why: str) -> Problem:
-    source, _, path = name.partition("/")
-    return Problem(source, path.encode(), f"{why}; the next apply uploads it again if it is still on the disk")
+def _problem(keys: Keyring, hash_: ContentHash, name: StoredName, why: str) -> Problem:
+    source = source_of(name)
+    path = keys.names(source).path(name, hash_)
+    return Problem(source, path, f"{why}; the next apply uploads it again if it is still on the disk")
 
 
-def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+def _batches(items: Iterable[_T], size: int = _BATCH) -> Iterator[list[_T]]:
     iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
+    while batch := list(islice(iterator, size)):
         yield batch

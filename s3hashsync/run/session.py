@@ -1,7 +1,8 @@
 """A source, opened for work on this host: its lock file, its state, and whether that state may be believed.
 
 Decides when the state is rebuilt by itself (it is missing, or stands on another head), and when nothing but `rebuild` may run
-(the run logs are newer than the index: somebody restored an old table). Writes nothing to the repository.
+(the run logs are newer than the index: somebody restored an old table). Writes nothing to the repository, and reads no segment
+for this: a backup host cannot open what it has stored.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from dataclasses import dataclass, replace
 from s3hashsync.config import SourceSettings
 from s3hashsync.disk.lock import HostLock
 from s3hashsync.disk.state import Anchor, State
-from s3hashsync.errors import Corrupt, Missing, Refused, S3HashSyncError
+from s3hashsync.errors import Corrupt, Refused, S3HashSyncError
 from s3hashsync.run import rebuild
 from s3hashsync.run.guards import kept_facts
-from s3hashsync.run.history import newest_key, read_header, segments_prefix
+from s3hashsync.run.history import newest_key, segments_prefix
 from s3hashsync.run.lease import SourceFacts, read_source
 from s3hashsync.run.progress import Progress
 from s3hashsync.run.repository import Repository
 
 REWRITE_NOTE = "rewrite"
 CHECKPOINT_NOTE = "checkpoint"
+ADOPTED_NOTE = "adopted"
+"""The last segment that was found stored after a crash, and the head that it follows: `<key> <head>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def _trust(repository: Repository, state: State, source: str, facts: SourceFacts
     newest = "" if newest == segments_prefix(source) else newest
     known = (anchor.repository, anchor.incarnation) == (identity.id, identity.incarnation)
     if newest != head and not (known and newest == state.note("newest")):
-        if not (known and newest in (anchor.pending, anchor.head) and _follows(repository, newest, head)):
+        if not (known and _follows(state, anchor, newest, head)):
             raise Refused(
                 f"the run logs of source {source} are newer than the index ({newest})",
                 "was the table restored to an older point? s3hashsync rebuild makes the state anew from the logs, and the next"
@@ -108,7 +111,9 @@ def _trust(repository: Repository, state: State, source: str, facts: SourceFacts
         # `rebuild` has seen that segment, and decided whether this state stands on it.
         head = anchor.head
     if known and head and head == anchor.pending:
-        # The segment was stored, then the process died: its rows are still dirty and will be written again.
+        # The segment was stored, then the process died: its rows are still dirty and will be written again. The note comes first,
+        # for without it a head that the index does not know yet would be refused.
+        state.set_note(ADOPTED_NOTE, f"{head} {anchor.head}")
         state.set_anchor(replace(anchor, head=head, pending=""))
         return
     if known and head == anchor.head:
@@ -123,8 +128,10 @@ def _trust(repository: Repository, state: State, source: str, facts: SourceFacts
         state.set_note(name, value)
 
 
-def _follows(repository: Repository, key: str, head: str) -> bool:
-    try:
-        return read_header(repository.objects, key).previous == head
-    except Missing:
-        return False
+def _follows(state: State, anchor: Anchor, newest: str, head: str) -> bool:
+    """Whether `newest` is a segment of this state's own that follows `head`, and whose rows are still dirty: the one that was
+    about to be written, or such a one that an earlier command has found stored, while no run has moved the head since. A segment
+    that a run has settled is neither: an index that does not know it has lost what it acknowledges."""
+    if newest == anchor.pending:
+        return head == anchor.head
+    return newest == anchor.head and state.note(ADOPTED_NOTE) == f"{newest} {head}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from s3hashsync.core.model import Content, ContentHash, Record, RecordState, Sha256
+from s3hashsync.core.model import Content, ContentHash, Record, RecordState
 from s3hashsync.core.selection import is_glob, path_matcher
 from s3hashsync.disk.snapshot import Snapshot, SnapshotRow
 from s3hashsync.errors import Corrupt, Missing, UsageError
@@ -31,7 +31,7 @@ from s3hashsync.run.history import (
 from s3hashsync.run.lease import all_sources, read_source
 from s3hashsync.run.progress import Progress
 from s3hashsync.run.repository import Repository
-from s3hashsync.stores.base import IndexReader, ObjectReader
+from s3hashsync.stores.base import IndexReader
 
 _BATCH = 2000
 # What the configuration allows. A name out of a bucket becomes a folder's name: nothing else may.
@@ -71,7 +71,7 @@ def find_head(repository: Repository, source: str) -> str:
     prefix = segments_prefix(source)
     later = [document.key for document in repository.objects.documents(prefix, head or prefix)]
     for key in reversed(later):
-        if facts is None or _is_built_on(repository.objects, key, head):
+        if facts is None or _is_built_on(repository, key, head):
             return key
     if not head:
         raise _unknown(repository, source)
@@ -84,22 +84,22 @@ def _unknown(repository: Repository, source: str) -> UsageError:
     return UsageError(f"there is no backup of a source {source!r} in this repository", hint)
 
 
-def _is_built_on(objects: ObjectReader, key: str, head: str) -> bool:
+def _is_built_on(repository: Repository, key: str, head: str) -> bool:
     try:
         while key > head:
-            key = read_header(objects, key).previous
+            key = read_header(repository, key).previous
     except (Missing, Corrupt):
         return False
     return key == head
 
 
-def segments_back(objects: ObjectReader, source: str, head: str) -> Iterator[tuple[str, SegmentHeader]]:
+def segments_back(repository: Repository, source: str, head: str) -> Iterator[tuple[str, SegmentHeader]]:
     """Every segment from `head` back, newest first. Raises `Missing` where the chain is broken, and `Corrupt` where it leads out
     of the source or in a circle."""
     key = head
     while key:
         try:
-            header = read_header(objects, key)
+            header = read_header(repository, key)
         except Missing:
             raise Missing(
                 f"the run-log segment {key} of source {source} is gone",
@@ -118,7 +118,7 @@ def find_point(repository: Repository, source: str, at: float | None = None) -> 
     keys: list[str] = []
     newest: SegmentHeader | None = None
     oldest = 0.0
-    for key, header in segments_back(repository.objects, source, head):
+    for key, header in segments_back(repository, source, head):
         oldest = header.time
         if newest is None and at is not None and header.time > at:
             continue
@@ -144,7 +144,7 @@ def opened_snapshot(repository: Repository, point: Point, progress: Progress) ->
     try:
         progress.phase(f"reading run logs of {point.source}", len(point.segments), 0)
         for key in point.segments:
-            _, lines = read_segment(repository.objects, key)
+            _, lines = read_segment(repository, key)
             for batch in _batches(lines):
                 _fold(snapshot, batch)
             progress.advance(1, 0)
@@ -160,14 +160,8 @@ def opened_snapshot(repository: Repository, point: Point, progress: Progress) ->
 def _fold(snapshot: Snapshot, batch: Sequence[Line]) -> None:
     # The last word on a path counts.
     last = {line.entry.path if isinstance(line, Present) else line.path: line for line in batch}
-    present = (_row(line) for line in last.values() if isinstance(line, Present))
+    present = (SnapshotRow(p.entry, p.hash, p.sha256, p.content) for p in last.values() if isinstance(p, Present))
     snapshot.fold(present, (path for path, line in last.items() if isinstance(line, Removed)))
-
-
-def _row(line: Present) -> SnapshotRow:
-    # Without encryption the hash is the SHA-256.
-    sha256 = line.sha256 or (Sha256(bytes(line.hash)) if line.hash is not None else None)
-    return SnapshotRow(line.entry, line.hash, sha256, line.content)
 
 
 def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
