@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from s3hashsync.config import S3Url
+from s3hashsync.config.model import PackSettings
 from s3hashsync.core.model import Entry, Kind, ObjectAt, Rev
 from s3hashsync.core.restore_plan import Conflict, CopyFile, PlaceFile, RestorePlan
 from s3hashsync.core.selection import name_matcher, parse_selection, path_matcher
@@ -32,9 +33,18 @@ NS = 1_500_000_000_123_456_789
 ODD = [b"plain", b"-rf", b"new\nline", b"\xff\xfe", b" ", b"x" * 255, b"[a]*?", b"...", "müll".encode()]
 
 
+STORED: dict[str, dict[str, Any]] = {
+    "objects": {},
+    "packs": {"pack": PackSettings(below=256 << 10, size=1 << 20)},
+    "encrypted packs": {"pack": PackSettings(below=256 << 10, size=1 << 20), "encryption": True},
+}
+however_stored = pytest.mark.parametrize("house", STORED, indirect=True)
+
+
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path / "house").init()
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
+    """Each content an object, unless a test asks for more."""
+    return House(tmp_path / "house", **STORED[getattr(request, "param", "objects")]).init()
 
 
 @pytest.fixture
@@ -134,6 +144,7 @@ def assert_clean(done: Restored) -> None:
 # Whole
 
 
+@however_stored
 @pytest.mark.parametrize("threads", [1, 4])
 def test_everything_comes_back(house: House, to: Path, threads: int) -> None:
     make_odd_tree(house.source)
@@ -147,6 +158,7 @@ def test_everything_comes_back(house: House, to: Path, threads: int) -> None:
     assert (done.summary.links, done.summary.special, done.summary.directories) == (4, 1, 7)
 
 
+@however_stored
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_again_changes_nothing(house: House, to: Path, overwrite: bool) -> None:
     make_odd_tree(house.source)
@@ -170,6 +182,7 @@ def test_the_same_content_is_fetched_once(house: House, to: Path) -> None:
     assert_same(house.source, to)
 
 
+@however_stored
 def test_several_sources_lie_side_by_side_and_one_right_under_the_folder(house: House, to: Path) -> None:
     music = replace(house, source_name="music")
     house.write("a", "photo")
@@ -184,6 +197,7 @@ def test_several_sources_lie_side_by_side_and_one_right_under_the_folder(house: 
     assert_same(music.source, to / "one")
 
 
+@however_stored
 def test_an_existing_empty_target_is_used(house: House, to: Path) -> None:
     make_odd_tree(house.source)
     house.backup()
@@ -195,6 +209,7 @@ def test_an_existing_empty_target_is_used(house: House, to: Path) -> None:
 # Selections
 
 
+@however_stored
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -256,6 +271,7 @@ def test_matching() -> None:
 # Times
 
 
+@however_stored
 def test_older_states(house: House, to: Path) -> None:
     house.write("a", "first")
     house.write("gone", "gone later")
@@ -295,6 +311,7 @@ def test_existing_files_are_kept(house: House, to: Path) -> None:
     assert (done.summary.files_restored, done.summary.files_kept) == (2, 2)
 
 
+@however_stored
 def test_existing_files_are_replaced_with_overwrite(house: House, to: Path) -> None:
     make_odd_tree(house.source)
     house.backup()
@@ -330,6 +347,7 @@ def test_something_in_the_way_is_reported_with_all_below(house: House, to: Path)
     assert_same(house.source, to)
 
 
+@however_stored
 def test_in_place(house: House) -> None:
     make_odd_tree(house.source)
     house.backup()
@@ -358,6 +376,7 @@ class Stops(Silent):
             self._house.stop.set()
 
 
+@however_stored
 @pytest.mark.parametrize("after", [1, 3, 8])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_restore_goes_on(house: House, to: Path, after: int, overwrite: bool) -> None:
@@ -508,6 +527,7 @@ def test_what_has_to_be_thawed_is_said_at_the_end(house: House, to: Path) -> Non
     assert_same(house.source, to)
 
 
+@however_stored
 def test_a_store_that_is_away_ends_the_restore(house: House, to: Path) -> None:
     for number in range(100):
         house.write(f"f{number}", f"content {number}")
@@ -544,7 +564,7 @@ def forge(house: House, lines: list[Line], source: str = SOURCE, **fields: Any) 
             scanned_ns=0,
         )
         header = replace(header, **fields)
-        writer = SegmentWriter()
+        writer = SegmentWriter(repository.keys, source)
         for line in lines:
             writer.add(line)
         key = segment_key(source, header.run, header.number)

@@ -5,10 +5,14 @@ Runs against ministack, the one server here that keeps storage classes.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
 
+import pytest
+
+from s3hashsync.codec.age import X25519Identity
 from s3hashsync.stores.aws import connect
 from tests import servers
 from tests.aws_places import settings
@@ -21,37 +25,52 @@ repository:
   index: dynamodb://cold
   region: us-east-1
   storage_class: DEEP_ARCHIVE
+  pack: {pack}
   endpoints: {{s3: "{endpoint}", dynamodb: "{endpoint}"}}
-encryption: off
+encryption: {encryption}
 host: here
 sources:
   - name: docs
     path: {base}/docs
 """
+PACKS = "{below: 8MiB, size: 64MiB}"
 
 
-def test_archived_files_wait_are_named_and_come_after_the_thaw(tmp_path: Path) -> None:
+def encrypted(program: Program) -> str:
+    """What the configuration says of it; the identity is at hand."""
+    ours, other = X25519Identity.generate(os.urandom), X25519Identity.generate(os.urandom)
+    program.environment["S3HASHSYNC_IDENTITY"] = ours.secret_text()
+    return f"{{recipients: [{ours.recipient}, {other.recipient}]}}"
+
+
+@pytest.mark.parametrize(("pack", "sealed"), [("off", False), (PACKS, False), (PACKS, True)])
+def test_archived_files_wait_are_named_and_come_after_the_thaw(tmp_path: Path, pack: str, sealed: bool) -> None:
     program = Program(tmp_path)
     (program.docs / "empty").write_text("")
+    if pack != "off":
+        (program.docs / "b.txt").write_text("b\n")
     program.environment |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     with servers.ministack() as endpoint:
-        (tmp_path / "backup.yaml").write_text(CONFIG.format(endpoint=endpoint, base=tmp_path))
+        encryption = encrypted(program) if sealed else "off"
+        config = CONFIG.format(endpoint=endpoint, base=tmp_path, pack=pack, encryption=encryption)
+        (tmp_path / "backup.yaml").write_text(config)
         program("init", "--yes")
         program("apply", "--yes")
         done = program("restore", "docs", "--to", "out", code=75)
-        assert "docs/a.txt" in done.stdout
-        assert (tmp_path / "out" / "empty").exists()
-        assert not (tmp_path / "out" / "a.txt").exists()
+        for file in program.docs.iterdir():
+            assert (f"docs/{file.name}" in done.stdout) == (file.name != "empty")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["empty"]
         (command,) = [line for line in done.stderr.splitlines() if line.startswith("aws s3api restore-object")]
         words = shlex.split(command)
         option = {name: words[words.index(name) + 1] for name in ("--bucket", "--key", "--version-id")}
-        connect(settings(endpoint)).s3().restore_object(
-            Bucket=option["--bucket"],
-            Key=option["--key"],
-            VersionId=option["--version-id"],
-            RestoreRequest={"Days": 1, "GlacierJobParameters": {"Tier": "Bulk"}},
-        )
+        client = connect(settings(endpoint)).s3()
+        thing = {"Bucket": option["--bucket"], "Key": option["--key"], "VersionId": option["--version-id"]}
+        (waiting,) = [line for line in program.lines("restore", "docs", "--to", "out", code=75) if "storage_class" in line]
+        assert (f"home/{waiting['key']}", waiting["version"]) == (thing["Key"], thing["VersionId"])
+        assert waiting["bytes"] == client.head_object(**thing)["ContentLength"]
+        client.restore_object(**thing, RestoreRequest={"Days": 1, "GlacierJobParameters": {"Tier": "Bulk"}})
         deadline = time.monotonic() + 30
         while program("restore", "docs", "--to", "out", code=None).returncode == 75 and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert (tmp_path / "out" / "a.txt").read_text() == "a\n"
+        for file in program.docs.iterdir():
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()

@@ -9,7 +9,7 @@ from collections import Counter
 
 import click
 
-from s3hashsync.cli.app import Context, common, pass_context
+from s3hashsync.cli.app import Context, common, identity_option, pass_context
 from s3hashsync.cli.output import Output, b64, duration_text, plural, size_text, text_of
 from s3hashsync.cli.times import at_option, moment_text, parse_moment
 from s3hashsync.codec.names import display
@@ -111,6 +111,7 @@ def status_command(context: Context) -> None:
 @click.argument("selection", metavar="SOURCE[:PATH or GLOB]")
 @click.option("-R", "--recursive", is_flag=True, help="And everything below.")
 @at_option
+@identity_option
 @common
 @pass_context
 def ls_command(context: Context, selection: str, recursive: bool, at: str | None) -> None:
@@ -126,6 +127,7 @@ def ls_command(context: Context, selection: str, recursive: bool, at: str | None
 @click.argument("pattern")
 @click.option("--hash", "by_hash", is_flag=True, help="PATTERN is the beginning of a content's hash.")
 @at_option
+@identity_option
 @common
 @pass_context
 def find_command(context: Context, pattern: str, by_hash: bool, at: str | None) -> None:
@@ -164,6 +166,7 @@ def entry_fields(entry: Entry) -> dict[str, object]:
 
 @click.command("history")
 @click.argument("selection", metavar="SOURCE[:PATH]")
+@identity_option
 @common
 @pass_context
 def history_command(context: Context, selection: str) -> None:
@@ -215,6 +218,7 @@ def _print_version(output: Output, version: PathVersion) -> None:
 @click.argument("source")
 @click.argument("before", metavar="FROM")
 @click.argument("after", metavar="[TO]", required=False)
+@identity_option
 @common
 @pass_context
 def diff_command(context: Context, source: str, before: str, after: str | None) -> None:

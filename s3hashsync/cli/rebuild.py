@@ -7,23 +7,26 @@ import time
 
 import click
 
-from s3hashsync.cli.app import Context, common, pass_context
+from s3hashsync.cli.app import Context, common, identity_option, pass_context
 from s3hashsync.cli.output import plural
 from s3hashsync.cli.progress import Shown
 from s3hashsync.config import Config, DynamoUrl
 from s3hashsync.errors import Incomplete, UsageError
 from s3hashsync.run.backup import chosen_sources
+from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
+from s3hashsync.run.repository import Identity
 from s3hashsync.run.session import locked_state
-from s3hashsync.wiring import opened_stores, prepare_stores
+from s3hashsync.wiring import keys_of, opened_stores, prepare_stores
 
 
 @click.command("rebuild")
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--index", "index", is_flag=True, help="Make a lost index anew from the run logs.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@identity_option
 @common
 @pass_context
 def rebuild_command(context: Context, sources: tuple[str, ...], index: bool, yes: bool) -> None:
@@ -55,7 +58,12 @@ def _rebuild_index(context: Context, yes: bool) -> None:
         Shown(output, "rebuild") as progress,
         opened_stores(config, os.environ, progress, new_index=True) as stores,
     ):
-        rebuilder = Rebuilder(stores.objects, stores.index, _terms(config), progress, time.time, os.urandom)
+        unlocking = context.unlocking(progress)
+
+        def keys(about: Identity) -> Keyring:
+            return keys_of(config, os.environ, stores.objects, about, unlocking)
+
+        rebuilder = Rebuilder(stores.objects, stores.index, _terms(config), progress, time.time, os.urandom, keys)
         done, problems = rebuild_index(rebuilder)
         progress.stop()
     for problem in problems:

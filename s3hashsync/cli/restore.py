@@ -7,7 +7,7 @@ from itertools import islice
 
 import click
 
-from s3hashsync.cli.app import Context, common, pass_context
+from s3hashsync.cli.app import Context, common, identity_option, pass_context
 from s3hashsync.cli.output import Output, b64, duration_text, plural, size_text, text_of
 from s3hashsync.cli.times import at_option, moment_text, parse_moment
 from s3hashsync.codec.names import display
@@ -26,6 +26,7 @@ LINES = 60
 @click.option("--overwrite", is_flag=True, help="Replace what is there and differs; otherwise it is kept.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would be restored, and restore nothing.")
 @at_option
+@identity_option
 @common
 @pass_context
 def restore_command(
@@ -144,11 +145,14 @@ def _finish(context: Context, job: Job, planned: PlannedRestore, restored: Resto
         warnings=s.warnings,
         errors=s.problems,
         files_waiting=len(restored.thaw.files) if restored.thaw else 0,
+        requests=s.requests,
+        bytes_fetched=s.bytes_fetched,
         duration_seconds=round(s.duration, 3),
     )
     output.info(
         f"Restored {plural(s.files_restored, 'file')} ({size_text(s.bytes_restored)}), {plural(s.directories, 'folder')}, "
-        f"{plural(s.links, 'link')} in {duration_text(s.duration)}."
+        f"{plural(s.links, 'link')} in {duration_text(s.duration)}; "
+        f"fetched {size_text(s.bytes_fetched)} in {plural(s.requests, 'request')}."
     )
     if restored.problems:
         raise Incomplete(f"{plural(len(restored.problems), 'path')} could not be restored", "each is named above")

@@ -124,10 +124,15 @@ def apply_to_open(fd: int, entry: Entry) -> list[MetadataProblem]:
     for name, value in entry.xattrs if _HAS_XATTRS else ():
         with problems.of(f"extended attribute {os.fsdecode(name)}"):
             os.setxattr(fd, name, value)
-    with problems.of("mode"):
+    # Once for every file: what fails is tried again where it gets its name.
+    try:
         os.fchmod(fd, mode)
-    with problems.of("times"):
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+    except (OSError, OverflowError):
+        with problems.of("mode"):
+            os.fchmod(fd, mode)
+        with problems.of("times"):
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
     return problems.found
 
 

@@ -20,8 +20,10 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from itertools import count
 from types import TracebackType
+from typing import TypeAlias
 
 from s3hashsync.core.model import Entry, Kind
+from s3hashsync.core.restore_plan import is_safe
 from s3hashsync.disk.metadata import MetadataProblem, apply_to_name, apply_to_open, chmod_name
 from s3hashsync.errors import Corrupt, NoSpace, Refused, S3HashSyncError
 
@@ -41,6 +43,8 @@ _SPECIAL = {
     Kind.BLOCK_DEVICE: stats.S_IFBLK,
 }
 
+
+Bytes: TypeAlias = bytes | memoryview
 
 # One for the process: several placers, each in a thread of its own, may work in one folder.
 _numbers = count()
@@ -115,15 +119,16 @@ class Placer:
             finally:
                 os.close(fd)
 
-    def place_file(self, path: bytes, entry: Entry, chunks: Iterable[bytes], verify: Callable[[], None]) -> Outcome:
+    def place_file(self, path: bytes, entry: Entry, chunks: Iterable[Bytes], verify: Callable[[], None]) -> Outcome:
         """Write a file of `entry.size` bytes. `verify` comes after the last byte and before the name; if it
         raises, nothing of the file remains. `chunks` is not touched when the name is taken and kept."""
-        with self._named(path):
+        # Once for every file: no context managers here, which cost as much as the system's calls.
+        try:
             folder, name = self._place_of(path)
             if self._keeps(folder, name):
                 return Outcome.KEPT
-            with self._temporary(folder) as temporary:
-                fd = os.open(temporary, _NEW_FILE, 0o600, dir_fd=folder)
+            fd, temporary = _new_file(folder)
+            try:
                 try:
                     _write(fd, entry, chunks)
                     verify()
@@ -131,6 +136,11 @@ class Placer:
                 finally:
                     os.close(fd)
                 return self._give_name(folder, temporary, name)
+            finally:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+        except OSError as error:
+            raise self._failure(path, error) from error
 
     def place_symlink(self, path: bytes, entry: Entry) -> Outcome:
         """The link as it was, wherever it points: it is written, never followed."""
@@ -172,8 +182,9 @@ class Placer:
 
     def _place_of(self, path: bytes) -> tuple[int, bytes]:
         """The open folder and the name in it. The folder stays open until the next call: siblings follow."""
-        *above, name = _components(path)
-        parent = b"/".join(above)
+        if not path or not is_safe(path):
+            raise _no_path(path)
+        parent, _, name = path.rpartition(b"/")
         if self._near is None or self._near[0] != parent:
             self._forget_near()
             self._near = parent, self._open_folder(parent, create=True)
@@ -227,9 +238,9 @@ class Placer:
     @contextmanager
     def _temporary(self, folder: int) -> Iterator[bytes]:
         """A free name, which is gone again afterwards."""
-        name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(_numbers))
+        name = _temporary_name()
         while _lstat(folder, name) is not None:
-            name = b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(_numbers))
+            name = _temporary_name()
         try:
             yield name
         finally:
@@ -265,17 +276,37 @@ class Placer:
         try:
             yield
         except OSError as error:
-            message = f"{self._shown(path)} could not be restored: {error.strerror}"
-            if error.errno in _FULL:
-                raise NoSpace(message, "make room and restore again: what is there already is kept") from error
-            raise S3HashSyncError(message) from error
+            raise self._failure(path, error) from error
+
+    def _failure(self, path: bytes, error: OSError) -> S3HashSyncError:
+        message = f"{self._shown(path)} could not be restored: {error.strerror}"
+        if error.errno in _FULL:
+            return NoSpace(message, "make room and restore again: what is there already is kept")
+        return S3HashSyncError(message)
 
 
 def _components(path: bytes) -> list[bytes]:
-    components = path.split(b"/")
-    if any(component in (b"", b".", b"..") or b"\0" in component for component in components):
-        raise Refused(f"{os.fsdecode(path)!r} is no path that can be restored", "the snapshot may be forged")
-    return components
+    if not path or not is_safe(path):
+        raise _no_path(path)
+    return path.split(b"/")
+
+
+def _no_path(path: bytes) -> Refused:
+    return Refused(f"{os.fsdecode(path)!r} is no path that can be restored", "the snapshot may be forged")
+
+
+def _new_file(folder: int) -> tuple[int, bytes]:
+    """An open file under a free name."""
+    while True:
+        name = _temporary_name()
+        try:
+            return os.open(name, _NEW_FILE, 0o600, dir_fd=folder), name
+        except FileExistsError:
+            continue
+
+
+def _temporary_name() -> bytes:
+    return b"%b%d-%d" % (TEMPORARY_PREFIX, os.getpid(), next(_numbers))
 
 
 def _lstat(folder: int, name: bytes) -> os.stat_result | None:
@@ -285,18 +316,20 @@ def _lstat(folder: int, name: bytes) -> os.stat_result | None:
         return None
 
 
-def _write(fd: int, entry: Entry, chunks: Iterable[bytes]) -> None:
+def _write(fd: int, entry: Entry, chunks: Iterable[Bytes]) -> None:
     position = 0
     for chunk in chunks:
+        view = memoryview(chunk)
         # Before they are written: what a forged or broken object unfolds to must not fill the disk.
-        if position + len(chunk) > entry.size:
+        if position + len(view) > entry.size:
             break
-        for start, end in _runs(chunk, position) if entry.sparse else [(0, len(chunk))]:
-            _write_at(fd, memoryview(chunk)[start:end], position + start)
-        position += len(chunk)
+        for start, end in _runs(view, position) if entry.sparse else [(0, len(view))]:
+            _write_at(fd, view[start:end], position + start)
+        position += len(view)
     else:
         if position == entry.size:
-            os.ftruncate(fd, position)
+            if entry.sparse:
+                os.ftruncate(fd, position)  # there may be a hole at the end
             return
     raise Corrupt(f"{os.fsdecode(entry.path)}: the content has another size than the {entry.size} bytes expected")
 
@@ -307,7 +340,7 @@ def _write_at(fd: int, data: memoryview, position: int) -> None:
         data, position = data[written:], position + written
 
 
-def _runs(chunk: bytes, position: int) -> Iterator[tuple[int, int]]:
+def _runs(chunk: memoryview, position: int) -> Iterator[tuple[int, int]]:
     """The parts of a chunk that are not whole blocks of zeros, as (start, end); the rest stays a hole."""
     start = at = 0
     while at < len(chunk):

@@ -1,4 +1,5 @@
-"""Takes the steps of a restore of one source: folders in order, files in a few threads, folders' metadata at the end.
+"""Takes the steps of a restore of one source: folders in order, files in a few threads (what lies in packs pack by pack), and the
+folders' metadata at the end.
 
 Decides what failure belongs to one file and which one ends the restore. What may go wrong at any instruction leaves no wrong
 file: a file gets its name only when its bytes have been verified. Knows nothing of how steps came about.
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import assert_never
 
-from s3hashsync.core.model import Content, Sha256
+from s3hashsync.codec.zstd import decode_head
+from s3hashsync.core.model import PackAt, Sha256
 from s3hashsync.core.plan import Problem
 from s3hashsync.core.restore_plan import (
     Conflict,
@@ -29,22 +32,31 @@ from s3hashsync.core.restore_plan import (
     RestoreStep,
     Unchanged,
     UseDirectory,
+    Wanted,
+    compile_restore,
     rank,
 )
 from s3hashsync.disk.place import Outcome, Placer
-from s3hashsync.disk.snapshot import Snapshot
+from s3hashsync.disk.snapshot import PackFrame, Snapshot, WorkRow
 from s3hashsync.disk.target import Target
-from s3hashsync.errors import Archived, Corrupt, Interrupted, NoSpace, S3HashSyncError, Unreachable
+from s3hashsync.errors import Archived, Corrupt, Interrupted, NoSpace, S3HashSyncError
 from s3hashsync.run.backup import Job
-from s3hashsync.run.contents import deliver
-from s3hashsync.run.progress import Progress
-from s3hashsync.run.thaw import Archive
+from s3hashsync.run.contents import Contents
+from s3hashsync.run.pack_reading import Run, runs
+from s3hashsync.run.tally import Tally
 
 _GROUP_FILES = 16
 _GROUP_BYTES = 4 << 20
-_IN_A_ROW = 5
-"""So many files in a row that the store does not answer for, after all retries: it is away, not one object."""
-_WARNINGS = 1000
+_READERS = 4
+_FRAMES = 3
+"""So many packs are read at once from a network, and so many frames of each wait to be placed: this bounds the memory."""
+
+
+_NO_FRAME = memoryview(b"")
+
+
+def _is_verified() -> None:
+    """Nothing is left to be said: it was checked before, or there is nothing in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,82 +68,24 @@ class Part:
     snapshot: Snapshot
     rules: RestoreRules
 
-
-@dataclass(slots=True)
-class RestoreSummary:
-    """What a restore has done. `duration` in seconds."""
-
-    files_restored: int = 0
-    bytes_restored: int = 0
-    files_kept: int = 0
-    files_unchanged: int = 0
-    directories: int = 0
-    links: int = 0
-    special: int = 0
-    warnings: int = 0
-    problems: int = 0
-    duration: float = 0.0
-
-
-class Tally:
-    """Counts for all threads of a restore."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.summary = RestoreSummary()
-        self.problems: list[Problem] = []
-        self.warnings: list[Problem] = []
-        self.archive = Archive()
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._unreachable = 0
-
-    def placed(self, files: int, bytes_: int) -> None:
-        with self._lock:
-            self.summary.files_restored += files
-            self.summary.bytes_restored += bytes_
-            self._unreachable = 0
-        self._progress.advance(files, bytes_)
-
-    def kept(self, step: RestoreStep) -> None:
-        """Something of that name appeared after the plan was made, or the target takes two names for one: what the plan promised
-        was not done, and that is said."""
-        with self._lock:
-            self.summary.files_kept += 1
-        message = "something of that name appeared during the restore and was left as it is"
-        self.problem(Problem(step.source, step.entry.path, message))
-
-    def problem(self, problem: Problem, error: S3HashSyncError | None = None) -> None:
-        """Raises `error` again when it says that nothing else will work either."""
-        with self._lock:
-            self.problems.append(problem)
-            self._unreachable = self._unreachable + 1 if isinstance(error, Unreachable) else 0
-            gone = self._unreachable >= _IN_A_ROW
-        self._progress.problem(problem)
-        if gone and error is not None:
-            raise error
-
-    def archived(self, problem: Problem, content: Content) -> None:
-        with self._lock:
-            self.archive.add(problem, content)
-
-    def warn(self, source: str, placer: Placer) -> None:
-        with self._lock:
-            for found in placer.problems:
-                self.summary.warnings += 1
-                if len(self.warnings) < _WARNINGS:
-                    self.warnings.append(Problem(source, found.path, found.message))
-        placer.problems.clear()
+    def step(self, work: WorkRow) -> RestoreStep:
+        row = work.row
+        wanted = Wanted(self.source, row.entry, row.sha256, row.content, work.mate, work.twin, work.blocked)
+        return compile_restore(wanted, work.there, self.rules)
 
 
 class Placing:
     """One source. A context manager."""
 
-    def __init__(self, job: Job, part: Part, tally: Tally) -> None:
+    def __init__(self, job: Job, part: Part, contents: Contents, tally: Tally) -> None:
         self._job = job
         self._part = part
+        self._contents = contents
         self._tally = tally
         self._placer = self._new_placer()
         self._pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="restore")
+        readers = min(_READERS, max(1, job.threads // 2))
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="packs")
         self._own = threading.local()
         self._opened: list[tuple[Placer, Target]] = []
         self._running: set[Future[None]] = set()
@@ -146,6 +100,7 @@ class Placing:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._failed.set()
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         for placer, target in self._opened:
             placer.close()
@@ -165,6 +120,17 @@ class Placing:
                 now = rank(step)
                 self._drain()
             self._take(step)
+        self._drain()
+        self._job.stop.check()
+
+    def run_packed(self) -> None:
+        """What comes out of packs, in their order."""
+        for run in runs(self._part.snapshot.frames()):
+            if self._job.stop:
+                break
+            self._running.add(self._readers.submit(self._read, run))
+            while len(self._running) > 2 * _READERS:
+                self._reap()
         self._drain()
         self._job.stop.check()
 
@@ -285,6 +251,31 @@ class Placing:
             finally:
                 self._tally.warn(step.source, placer)
 
+    def _read(self, run: Run) -> None:
+        placing: deque[Future[None]] = deque()
+        for frame, data in self._contents.packs.frames(run):
+            if self._job.stop or self._failed.is_set():
+                break
+            placing.append(self._pool.submit(self._frame, frame, data))
+            if len(placing) > _FRAMES:
+                placing.popleft().result()
+        for future in placing:
+            future.result()
+
+    def _frame(self, frame: PackFrame, data: bytes) -> None:
+        """The files of one frame; its bytes are opened no further than they are wanted."""
+        placer, target = self._hands()
+        tar = memoryview(decode_head(data, frame.reach))
+        for work in self._part.snapshot.members(frame):
+            if self._job.stop or self._failed.is_set():
+                return
+            step = self._part.step(work)
+            assert isinstance(step, PlaceFile)
+            try:
+                self._file(step, placer, target, tar)
+            finally:
+                self._tally.warn(step.source, placer)
+
     def _hands(self) -> tuple[Placer, Target]:
         """A placer is for one thread."""
         hands: tuple[Placer, Target] | None = getattr(self._own, "hands", None)
@@ -293,9 +284,14 @@ class Placing:
             self._opened.append(hands)
         return hands
 
-    def _file(self, step: FileStep, placer: Placer, target: Target) -> None:
+    def _file(self, step: FileStep, placer: Placer, target: Target, frame: memoryview = _NO_FRAME) -> None:
+        """`frame`: what was read of the frame that holds the file's content."""
         try:
-            outcome = self._content(step, placer, target)
+            member = self._member(step, frame)
+            if member is not None:
+                outcome = placer.place_file(step.entry.path, step.entry, (member,), _is_verified)
+            else:
+                outcome = self._content(step, placer, target)
         except Archived:
             assert step.content is not None
             self._note_unusable(step)
@@ -311,12 +307,23 @@ class Placing:
                 self._note_unusable(step)
                 self._tally.kept(step)
 
+    def _member(self, step: FileStep, frame: memoryview) -> memoryview | None:
+        """The file's content, if it is in the frame and right. Otherwise it is asked for by itself: then the index is heard, and
+        an error has a name."""
+        content = step.content
+        if not frame or content is None or not isinstance(content.location, PackAt):
+            return None
+        member = frame[content.location.offset : content.location.offset + content.size]
+        found = Sha256(hashlib.sha256(member).digest())
+        return member if len(member) == content.size and self._contents.is_right(found, content, step.sha256) else None
+
     def _content(self, step: FileStep, placer: Placer, target: Target) -> Outcome:
         path, entry = step.entry.path, step.entry
-        if step.content is None or step.sha256 is None or not entry.size:
-            return placer.place_file(path, entry, (), lambda: None)
+        content, contents = step.content, self._contents
+        if content is None or not entry.size:
+            return placer.place_file(path, entry, (), _is_verified)
         if isinstance(step, CopyFile):
-            copy = _Copy(target, step.origin, step.sha256)
+            copy = _Copy(target, step.origin, lambda found: contents.is_right(found, content, step.sha256))
             try:
                 return placer.place_file(path, entry, copy.chunks(), copy.verify)
             except Corrupt:
@@ -326,18 +333,17 @@ class Placing:
         def place(chunks: Iterator[bytes], verify: Callable[[], None]) -> None:
             outcomes.append(placer.place_file(path, entry, chunks, verify))
 
-        repository = self._job.repository
-        deliver(repository.objects, repository.index, step.content, step.sha256, place)
+        contents.deliver(content, step.sha256, place)
         return outcomes[-1]
 
 
 class _Copy:
-    """The bytes of a file in the target, which must have this SHA-256."""
+    """The bytes of a file in the target, of which `is_right` knows the SHA-256."""
 
-    def __init__(self, target: Target, path: bytes, sha256: Sha256) -> None:
+    def __init__(self, target: Target, path: bytes, is_right: Callable[[Sha256], bool]) -> None:
         self._target = target
         self._path = path
-        self._expected = sha256
+        self._is_right = is_right
         self._digest = hashlib.sha256()
 
     def chunks(self) -> Iterator[bytes]:
@@ -349,5 +355,5 @@ class _Copy:
             raise Corrupt(f"it cannot be read: {error.strerror or error}") from error
 
     def verify(self) -> None:
-        if self._digest.digest() != self._expected:
+        if not self._is_right(Sha256(self._digest.digest())):
             raise Corrupt("it is another file")

@@ -11,17 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from s3hashsync.core.model import Entry, Kind
+from s3hashsync.core.model import Content, Entry, Kind
 from s3hashsync.core.plan import Problem
 from s3hashsync.core.restore_plan import (
     Conflict,
     Existing,
+    PlaceFile,
     RestoredSource,
     RestorePlan,
     RestoreRules,
     RestoreStep,
-    Wanted,
-    compile_restore,
     rank,
     total_restore,
 )
@@ -30,7 +29,9 @@ from s3hashsync.disk.snapshot import Snapshot, WorkRow
 from s3hashsync.disk.target import Target
 from s3hashsync.errors import UsageError
 from s3hashsync.run.backup import Job
-from s3hashsync.run.placing import Part, Placing, RestoreSummary, Tally
+from s3hashsync.run.contents import Contents
+from s3hashsync.run.pack_reading import is_read_by_frames
+from s3hashsync.run.placing import Part, Placing
 from s3hashsync.run.snapshots import (
     NoStateError,
     Point,
@@ -39,9 +40,12 @@ from s3hashsync.run.snapshots import (
     opened_snapshot,
     selected,
 )
+from s3hashsync.run.tally import RestoreSummary, Tally
 from s3hashsync.run.thaw import Thaw
 
 _BATCH = 1000
+_DEPENDENT = (1, 2)
+"""The ranks of steps that depend on others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def planned_restore(job: Job, selections: Sequence[str], options: RestoreOptions
             return (step for part in parts for step in part_steps(part))
 
         problems: list[Problem] = []
-        totals = total_restore(_noting(steps(), problems))
+        totals = total_restore(_noting((step for part in parts for step in _ordering(part)), problems))
         plan = RestorePlan(job.clock(), options.overwrite, tuple(headers), steps, totals, tuple(problems))
         yield PlannedRestore(plan, tuple(parts))
 
@@ -116,33 +120,45 @@ def apply_restore(job: Job, planned: PlannedRestore) -> Restored:
     totals = planned.plan.totals
     job.progress.phase("restoring", totals.files + totals.links, totals.bytes)
     tally = Tally(job.progress)
+    contents = Contents(job.repository)
     for part in planned.parts:
-        with Placing(job, part, tally) as placing:
-            placing.run(part_steps(part))
-            placing.finish(_folders(part))
-    tally.summary.duration = job.clock() - began
-    tally.summary.problems = len(tally.problems)
-    return Restored(tally.summary, tuple(tally.problems), tuple(tally.warnings), tally.archive.thaw())
+        with Placing(job, part, contents, tally) as placing:
+            placing.run(_steps(part, 0, packed=False))
+            placing.run_packed()
+            placing.run(step for now in _DEPENDENT for step in _steps(part, now))
+            placing.finish(part.step(row) for row in part.snapshot.folders_backwards())
+    summary = tally.summary
+    summary.requests, summary.bytes_fetched = contents.requests, contents.bytes_fetched
+    summary.duration = job.clock() - began
+    summary.problems = len(tally.problems)
+    return Restored(summary, tuple(tally.problems), tuple(tally.warnings), tally.archive.thaw(job.repository.index))
 
 
 def part_steps(part: Part) -> Iterator[RestoreStep]:
-    """The steps of one source in the order in which they are to be taken. May be read again and again: what they depend on was
-    noted when the plan was made."""
-    for now in range(3):
-        for row in part.snapshot.work(related=now > 0):
-            step = _compile(part, row)
-            if rank(step) == now:
-                yield step
+    """The steps of one source; in the order in which they are to be taken, but for what comes out of packs: that is placed in the
+    packs' order. May be read again and again: what they depend on was noted when the plan was made."""
+    return (step for now in (0, *_DEPENDENT) for step in _steps(part, now))
 
 
-def _folders(part: Part) -> Iterator[RestoreStep]:
-    return (_compile(part, row) for row in part.snapshot.folders_backwards())
+def _steps(part: Part, now: int, *, packed: bool = True) -> Iterator[RestoreStep]:
+    for row in part.snapshot.work(related=now > 0, packed=packed):
+        step = part.step(row)
+        if rank(step) == now:
+            yield step
 
 
-def _compile(part: Part, work: WorkRow) -> RestoreStep:
-    row = work.row
-    wanted = Wanted(part.source, row.entry, row.sha256, row.content, work.mate, work.twin, work.blocked)
-    return compile_restore(wanted, work.there, part.rules)
+def _ordering(part: Part) -> Iterator[RestoreStep]:
+    """All steps, once, while what comes out of packs is noted."""
+    packed: list[tuple[bytes, Content]] = []
+    for step in part_steps(part):
+        if isinstance(step, PlaceFile) and step.content is not None and is_read_by_frames(step.content):
+            packed.append((step.entry.path, step.content))
+            if len(packed) == _BATCH:
+                part.snapshot.note_packed(packed)
+                packed.clear()
+        yield step
+    part.snapshot.note_packed(packed)
+    part.snapshot.order_packed()
 
 
 def _noting(steps: Iterable[RestoreStep], problems: list[Problem]) -> Iterator[RestoreStep]:

@@ -6,21 +6,24 @@ Decides what a person is told of it. Requests nothing itself: a thaw is paid for
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3hashsync.config import Config, S3Url
-from s3hashsync.core.model import Content, ContentHash
+from s3hashsync.core.model import Content, ContentHash, Control, pack_key, pack_stem
 from s3hashsync.core.plan import Problem
-from s3hashsync.errors import ThawPending
+from s3hashsync.errors import StoreError, ThawPending
 from s3hashsync.run.contents import StoredAt, stored_at
 from s3hashsync.run.repository import STORE, Identity
+from s3hashsync.stores.base import IndexReader
 
 _DAYS = 14
+_PACKS = pack_stem("")
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedObject:
-    """An object that cannot be read yet; `stored` in bytes."""
+    """An object or pack that cannot be read yet. `stored` in bytes: of a pack the whole, for no part of it can be
+    thawed; where the index does not know that, what is wanted of it."""
 
     at: StoredAt
     storage_class: str
@@ -79,13 +82,31 @@ class Archive:
     """Collects while a restore goes on. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._contents: dict[ContentHash, ArchivedObject] = {}
+        self._objects: dict[StoredAt, ArchivedObject] = {}
+        self._contents: set[ContentHash] = set()
         self._files: list[Problem] = []
 
     def add(self, file: Problem, content: Content) -> None:
         self._files.append(file)
-        self._contents.setdefault(content.hash, ArchivedObject(stored_at(content), content.storage_class, content.stored))
+        if content.hash not in self._contents:
+            self._contents.add(content.hash)
+            at = stored_at(content)
+            before = self._objects[at].stored if at in self._objects else 0
+            self._objects[at] = ArchivedObject(at, content.storage_class, before + content.stored)
 
-    def thaw(self) -> Thaw | None:
+    def thaw(self, index: IndexReader) -> Thaw | None:
         """None when nothing has to be thawed."""
-        return Thaw(tuple(self._contents.values()), tuple(self._files)) if self._files else None
+        if not self._files:
+            return None
+        sizes = self._pack_sizes(index)
+        objects = (replace(one, stored=sizes.get(one.at.stem, one.stored)) for one in self._objects.values())
+        return Thaw(tuple(objects), tuple(self._files))
+
+    def _pack_sizes(self, index: IndexReader) -> dict[str, int]:
+        stems = {pack_key(at.stem.removeprefix(_PACKS)): at.stem for at in self._objects if at.stem.startswith(_PACKS)}
+        try:
+            items = index.read(list(stems)).values() if stems else ()
+        except StoreError:
+            return {}
+        said = {stems[item.key]: item.get("stored") for item in items if isinstance(item, Control)}
+        return {stem: int(text) for stem, text in said.items() if text.isascii() and text.isdigit()}
