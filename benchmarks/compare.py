@@ -35,7 +35,8 @@ REPEATS = {UNCHANGED: 3}
 SETTLED = 62.0
 """Seconds after which a file's time of change is believed: before that every careful program reads it again."""
 
-FLOORS = ((FIRST, "wall", 3.0), (FIRST, "memory", 2.0), (UNCHANGED, "wall", 2.0))
+FLOORS = ((FIRST, "wall", 1.2), (FIRST, "memory", 1.2), (UNCHANGED, "wall", 2.0))
+SIZE_FLOOR = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,9 @@ def below_floor(results: Results, name: str) -> list[str]:
             failed.append(f"{phase}: no figures of {ANCHOR}")
         elif ratio > limit:
             failed.append(f"{phase}: {field_} is {ratio:.2f} times {ANCHOR}'s, at most {limit:g} is allowed")
+    size = results.sizes[name] / results.sizes[ANCHOR] if ANCHOR in results.sizes else 0.0
+    if size > SIZE_FLOOR:
+        failed.append(f"the repository is {size:.2f} times as large as {ANCHOR}'s, at most {SIZE_FLOOR:g} is allowed")
     return failed
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,24 +64,30 @@ def _ours(executable: str, folder: str = HERE) -> Program:
     name = "s3hashsync" if folder == HERE else os.path.basename(folder)
 
     def environment(home: str) -> dict[str, str]:
-        return {"PYTHONPATH": folder, "XDG_STATE_HOME": f"{home}/state"}
+        return {"PYTHONPATH": folder, "XDG_STATE_HOME": f"{home}/state", "XDG_CONFIG_HOME": f"{home}/config"}
 
     def call(home: str, *arguments: str) -> Call:
         # Never where a checkout lies: `-m` takes the package of the working folder first.
         return Call((executable, "-m", "s3hashsync", "-c", f"{home}/backup.yaml", *arguments), environment(home), home)
 
     def prepare(home: str, trees: Sequence[str]) -> list[Call]:
-        sources = [{"name": f"source{number}", "path": tree} for number, tree in enumerate(trees)]
+        """Encrypted, as the others are, and packed, which is the default."""
+        generate = call(home, "key", "generate", f"{home}/identity.txt")
+        subprocess.run(generate.command, env={**os.environ, **generate.environment}, cwd=home, capture_output=True, check=True)
+        with open(f"{home}/identity.txt", encoding="ascii") as file:
+            (recipient,) = re.findall("age1[0-9a-z]+", file.read())
+        body = {
+            "version": 1,
+            "repository": {"objects": "./repo"},
+            "encryption": {"recipients": [recipient]},
+            "sources": [{"name": f"source{number}", "path": tree} for number, tree in enumerate(trees)],
+        }
         with open(f"{home}/backup.yaml", "w", encoding="utf-8") as file:
-            # JSON is YAML.
-            json.dump({"version": 1, "repository": {"objects": "./repo"}, "encryption": "off", "sources": sources}, file)
-        return [call(home, "init", "--yes")]
+            json.dump(body, file)  # JSON is YAML
+        return [call(home, "init", "--yes", "--one-recipient")]
 
-    def restore(home: str, target: str) -> Call | None:
-        known = call(home, "restore", "--help")
-        surroundings = {**os.environ, **known.environment}
-        there = subprocess.run(known.command, env=surroundings, cwd=home, capture_output=True, check=False)
-        return call(home, "restore", "--to", target) if there.returncode == 0 else None
+    def restore(home: str, target: str) -> Call:
+        return call(home, "-q", "restore", "--to", target, "--identity", f"{home}/identity.txt")
 
     version = subprocess.run(
         (executable, "-m", "s3hashsync", "--version"),

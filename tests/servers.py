@@ -49,18 +49,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def versitygw() -> Iterator[str]:
-    """A real S3 server over a folder, with versions."""
+def versitygw(*, versions: bool = True) -> Iterator[str]:
+    """A real S3 server over a folder, with versions or without."""
     binary = versitygw_binary()
     if not binary.exists():
         raise ServerMissingError("versitygw")
     with tempfile.TemporaryDirectory(prefix="versitygw-") as folder:
         port = free_port()
-        versions, data = Path(folder, "versions"), Path(folder, "data")
-        versions.mkdir()
+        older, data = Path(folder, "versions"), Path(folder, "data")
+        older.mkdir()
         data.mkdir()
         arguments = ["--port", f"127.0.0.1:{port}", "--region", REGION, "--quiet"]
-        store = ["posix", "--versioning-dir", str(versions), str(data)]
+        store = ["posix", *(["--versioning-dir", str(older)] if versions else []), str(data)]
         keys = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
         with _running(Program("versitygw", [str(binary), *arguments, *store], keys, Path(folder)), port) as url:
             yield url

@@ -1,6 +1,6 @@
 """The manual against the program: commands are run exactly as printed, and what `--help` shows is described.
 
-A block that begins with ```sh is run; ```console and ```text are for people.
+A block that begins with ```sh is run; ```console and ```text are for people. (The page on recovery is run by `test_recovery.py`.)
 """
 
 from __future__ import annotations
@@ -20,17 +20,12 @@ import yaml
 
 from s3hashsync.cli.app import cli
 from s3hashsync.stores.iam import Place, Role, policy
+from tests.recovery import script_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
-TO_RUN = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-
-
-def script_of(page: Path) -> str:
-    """All blocks of a page that are to be run, one behind the other."""
-    return "\n".join(TO_RUN.findall(page.read_text()))
 
 
 @pytest.fixture
@@ -55,8 +50,6 @@ def run(script: str, environment: Mapping[str, str], cwd: Path) -> str:
 
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-_TOOLS = [tool for tool in ("bash", "zstd", "jq", "sha256sum", "base64", "tac") if shutil.which(tool) is None]
-needs_tools = pytest.mark.skipif(bool(_TOOLS), reason=f"not installed: {', '.join(_TOOLS)}")
 
 
 # Run as printed
@@ -66,90 +59,8 @@ needs_tools = pytest.mark.skipif(bool(_TOOLS), reason=f"not installed: {', '.joi
 def test_quick_start_runs_as_printed(environment: Mapping[str, str], tmp_path: Path) -> None:
     said = run(script_of(ROOT / "README.md"), environment, tmp_path)
     assert "> numbers.txt -> old/numbers.txt" in said
-    assert said.rstrip().endswith("the same")
-
-
-@needs_tools
-def test_recovery_with_stock_tools_runs_as_printed(environment: Mapping[str, str], tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    documents = work / "documents"
-    documents.mkdir(parents=True)
-    make_tree(documents)
-    (work / "backup.yaml").write_text(
-        "version: 1\nrepository: {objects: ./repository}\nencryption: off\nsources: [{name: documents, path: ./documents}]\n"
-    )
-    run("s3hashsync init && s3hashsync apply --yes", environment, work)
-    change_tree(documents)
-    run("s3hashsync apply --yes", environment, work)
-    # A take-over leaves a checkpoint, at which the walk through the log ends.
-    with (work / "backup.yaml").open("a") as config:
-        config.write("host: another\n")
-    run("s3hashsync apply --take-over --yes", environment, work)
-    (documents / "later.txt").write_text("after the checkpoint\n")
-    (documents / "-dash").unlink()
-    run("s3hashsync apply --yes", environment, work)
-    back = tmp_path / "back"
-    places = {"REPOSITORY": str(work / "repository"), "SOURCE": "documents", "TARGET": str(back)}
-    said = run(script_of(DOCS / "recovery.md"), environment | places, tmp_path)
-    assert "everything is restored and its SHA-256 is right" in said
-    assert said.count("\nruns/documents/") == 2, "the walk did not end at the checkpoint"
-    assert picture(back) == picture(documents)
-
-
-@needs_tools
-def test_recovery_notices_damage(environment: Mapping[str, str], tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    (work / "documents").mkdir(parents=True)
-    (work / "documents" / "a").write_text("a\n" * 1000)
-    (work / "backup.yaml").write_text(
-        "version: 1\nrepository: {objects: ./repository}\nencryption: off\nsources: [{name: documents, path: ./documents}]\n"
-    )
-    run("s3hashsync init && s3hashsync apply --yes", environment, work)
-    (stored,) = (work / "repository" / "objects").glob("*/*")
-    stored.write_bytes(subprocess.run(["zstd", "-qc"], input=b"something else", capture_output=True, check=True).stdout)
-    places = {"REPOSITORY": str(work / "repository"), "SOURCE": "documents", "TARGET": str(tmp_path / "back")}
-    script = f"({script_of(DOCS / 'recovery.md')}) || echo noticed"
-    said = run(script, environment | places, tmp_path)
-    assert "everything is restored" not in said
-
-
-def make_tree(root: Path) -> None:
-    (root / "letters").mkdir(mode=0o750)
-    (root / "letters" / "one.txt").write_text("one\n" * 5000)
-    (root / "letters" / "with space, and ümlaut.txt").write_text("two\n")
-    (root / "gone.txt").write_text("soon gone\n")
-    (root / "empty").touch()
-    (root / "empty folder").mkdir()
-    (root / "new\nline").write_text("a name of two lines\n")
-    (root / "-dash").write_text("a name that looks like an option\n")
-    (root / "link").symlink_to("letters/one.txt")
-    Path(os.fsdecode(os.fsencode(root) + b"/not \xff utf-8")).write_bytes(os.urandom(300_000))
-
-
-def change_tree(root: Path) -> None:
-    (root / "gone.txt").unlink()
-    (root / "letters" / "one.txt").write_text("changed\n")
-    (root / "letters" / "one.txt").chmod(0o600)
-    (root / "copy.txt").write_text("two\n")
-    (root / "link").unlink()
-    (root / "link").symlink_to("copy.txt")
-
-
-def picture(root: Path) -> dict[bytes, tuple[int, object]]:
-    """Every path with its rights and what it holds."""
-    found: dict[bytes, tuple[int, object]] = {}
-    for folder, folders, files in os.walk(os.fsencode(root)):
-        for name in [*folders, *files]:
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, os.fsencode(root))
-            if os.path.islink(path):
-                found[relative] = (0, os.readlink(path))
-            elif os.path.isdir(path):
-                found[relative] = (os.stat(path).st_mode, "folder")
-            else:
-                with open(path, "rb") as file:
-                    found[relative] = (os.stat(path).st_mode, file.read())
-    return found
+    assert "\nthe same\n" in said
+    assert said.rstrip().endswith("the same again")
 
 
 # What --help shows is described

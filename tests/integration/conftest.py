@@ -6,14 +6,18 @@ A server that is not installed is then an error, never a skip.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import servers
+from tests.install_servers import tools_folder
 
 HERE = Path(__file__).parent
+# The tools in the versions that were installed for these tests.
+os.environ["PATH"] = f"{tools_folder()}:{os.environ['PATH']}"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
