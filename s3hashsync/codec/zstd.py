@@ -15,6 +15,9 @@ from s3hashsync.errors import Corrupt
 
 LEVEL = 3
 FASTEST = 1
+ENCODER = f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}, levels {LEVEL} and {FASTEST}"
+"""What makes the stored bytes: the same one makes the same bytes of the same content."""
+
 _SAMPLE = 128 * 1024
 _INCOMPRESSIBLE = 0.98
 _CHUNK = 1 << 20

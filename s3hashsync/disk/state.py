@@ -238,6 +238,11 @@ class State:
             row = self._db.execute("SELECT * FROM attempts WHERE hash = ?", (hash_,)).fetchone()
         return OpenAttempt(row[0], row[1], row[2], row[3]) if row else None
 
+    def resumable(self) -> set[str]:
+        """The attempt ids of uploads in parts that may go on."""
+        with _translated(self._path):
+            return {row[0] for row in self._db.execute("SELECT id FROM attempts WHERE token != ''")}
+
     def mark_pack(self, pack: OpenPack) -> None:
         """Durable before it returns: this put may happen."""
         row = (pack.id, pack.attempt, pack.checksum, pack.encoding, pack.stored_at, pack.members)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from s3hashsync.codec.names import display
-from s3hashsync.codec.zstd import decode_stream
+from s3hashsync.codec.zstd import ENCODER, decode_stream
 from s3hashsync.core.model import (
     ContentHash,
     Control,
@@ -93,6 +93,7 @@ class Uploader:
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="upload")
         self._ready: dict[ContentHash, _Ready] = {}
         self._look_for_packs()
+        settings.seals.drop_all_but(state.resumable())
         self.candidates: Mapping[ContentHash, Sequence[Candidate]] = {}
         self.tally = UploadTally()
 
@@ -315,27 +316,34 @@ class Uploader:
         return stored
 
     def _begun(self, attempt: OpenAttempt, candidate: Candidate) -> tuple[Upload, Seal | None]:
-        """The upload that a dead process had begun, where the store still knows it and, under encryption, its seal is still
-        there; otherwise a new one."""
+        """The upload that a dead process had begun, where it can go on; otherwise a new one."""
         stem = object_stem(attempt.hash)
         put = Attempt(attempt.id, self._settings.storage_class)
-        seal = None
         if attempt.token:
-            seal = self._settings.seals.find(attempt.id)
-            upload = None
-            if seal is not None or not self._keys.encrypted:
-                upload = self._objects.resume(stem, put, attempt.token)
-            if upload is not None:
+            upload = self._objects.resume(stem, put, attempt.token)
+            seal = self._settings.seals.find(attempt.id, ENCODER) if self._keys.encrypted else None
+            if upload is not None and (seal is not None or not self._keys.encrypted):
+                self._check_same(candidate, seal)
                 return upload, seal
+            if upload is not None:
+                upload.abort()
             self._progress.note(f"an interrupted upload cannot be continued, it starts again: {display(candidate.entry.path)}")
         seal = self._keys.new_seal()
         upload = self._objects.begin(stem, put, candidate.entry.size)
         if upload.token:
             if seal is not None:
-                self._settings.seals.keep(attempt.id, seal)
+                self._settings.seals.keep(attempt.id, seal, ENCODER)
             with self._state_lock:
                 self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
         return upload, seal
+
+    def _check_same(self, candidate: Candidate, seal: Seal | None) -> None:
+        """Two different contents must never be sealed with one key: whoever saw both parts could tell them apart. So before a seal
+        is used again the whole file is read; `ChangedUnderfoot` when it is another one by now."""
+        if seal is not None:
+            with self._files.chunks(candidate) as chunks:
+                for _ in chunks:
+                    self._stop.check()
 
     def _write_parts(self, upload: Upload, stored: Iterator[bytes], check: RunningCheck | None) -> None:
         buffer = bytearray()
