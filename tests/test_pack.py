@@ -260,6 +260,18 @@ def test_a_helper_that_dies_is_an_error_and_no_hang(folder: Folder) -> None:
     helper.close()
 
 
+def test_questions_and_answers_that_fill_both_pipes_do_not_wait_for_each_other(folder: Folder) -> None:
+    helper = Helper()
+    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
+    hash_, candidate = folder.write("a", random.Random(6).randbytes(300_000))
+    entry = candidate.entry
+    one = (hash_, candidate.sha256, entry.path, entry.size, entry.mtime_ns, entry.inode)
+    missing = [(hash_, candidate.sha256, b"x" * 4000, 1, 1, 1)] * 20
+    answers = [frames.make([one, *missing]) for _ in range(60)]
+    assert all(len(answer.result(timeout=60)[2]) == 1 for answer in answers)
+    helper.close()
+
+
 def test_a_helper_ends_with_the_process_that_asks(tmp_path: Path) -> None:
     """kill -9 leaves nobody behind."""
     code = (

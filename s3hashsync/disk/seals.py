@@ -24,8 +24,8 @@ class SealFiles:
         return f"{self._start}.{attempt_id}.seal"
 
     def keep(self, attempt_id: str, seal: Seal, encoder: str) -> None:
-        """Durable before it returns. `encoder` names what makes the bytes that are sealed: another one may make others of the same
-        content, and those must not be sealed with the same key."""
+        """Durable before it returns. `encoder` names what makes the bytes that are sealed: another one may make others of the
+        same content, and those must not be sealed with the same key."""
         path = self._path(attempt_id)
         body = {"header": seal.header.hex(), "file_key": seal.file_key.hex(), "nonce": seal.nonce.hex(), "encoder": encoder}
         try:

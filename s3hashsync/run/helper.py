@@ -44,7 +44,8 @@ class Helper:
     """The other process, as this one sees it; started when it is first asked. For any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._asked: deque[Future[Any]] = deque()
         self._reader: threading.Thread | None = None
@@ -84,14 +85,16 @@ class Helper:
                 self._process.stdin.write(_LENGTH.pack(len(body)) + body)
                 self._process.stdin.flush()
             except OSError:
-                self._give_up()
+                self._ended = True
+        if self._ended:
+            self._give_up()
         return answer
 
     def _give_up(self) -> None:
         """It has died: nobody waits for it any longer."""
-        with self._lock:
-            while self._asked:
-                hint = "was it killed, or is memory short? run the same command again"
+        hint = "was it killed, or is memory short? run the same command again"
+        with suppress(IndexError):
+            while True:
                 self._asked.popleft().set_exception(S3HashSyncError("the helper process that reads files has ended", hint))
 
     def _start(self) -> None:
@@ -101,14 +104,15 @@ class Helper:
         self._reader.start()
 
     def _read(self, answers: BinaryIO) -> None:
+        """Takes no lock: whoever asks may hold it while the pipe is full, until an answer was taken out of the other one."""
         while (body := _receive(answers)) is not None:
             ok, value = marshal.loads(body)
-            with self._lock:
-                answer = self._asked.popleft()
+            answer = self._asked.popleft()
             if ok:
                 answer.set_result(value)
             else:
                 answer.set_exception(S3HashSyncError(f"the helper process failed: {value}"))
+        self._ended = True
         self._give_up()
 
 

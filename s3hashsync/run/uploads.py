@@ -213,6 +213,8 @@ class Uploader:
         if not self._keys.encrypted and not self._is_content(earlier.hash, found, candidate):
             return None
         self.tally.adopted += 1
+        # It may have come in parts, by a process that died before it dropped the seal.
+        self._settings.seals.drop(earlier.id)
         return self._supply(found, candidate)
 
     def _is_content(self, hash_: ContentHash, found: Stored, candidate: Candidate) -> bool:
@@ -338,8 +340,8 @@ class Uploader:
         return upload, seal
 
     def _check_same(self, candidate: Candidate, seal: Seal | None) -> None:
-        """Two different contents must never be sealed with one key: whoever saw both parts could tell them apart. So before a seal
-        is used again the whole file is read; `ChangedUnderfoot` when it is another one by now."""
+        """Two different contents must never be sealed with one key: whoever saw both parts could tell them apart. So before a
+        seal is used again the whole file is read; `ChangedUnderfoot` when it is another one by now."""
         if seal is not None:
             with self._files.chunks(candidate) as chunks:
                 for _ in chunks:
