@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from s3hashsync.codec.pack import END, FRAME_BYTES, FrameBuilder, decode_frame, end_frame, hashes_of, padded
 from s3hashsync.core.model import ContentHash, Entry, Kind, Sha256
 from s3hashsync.disk.spool import Spool
-from s3hashsync.errors import Corrupt, S3HashSyncError
+from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
 from s3hashsync.run import packing
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.frames import FrameMaker, ThreadFrames
@@ -239,6 +239,23 @@ def test_a_wrong_place_for_a_content_is_found(folder: Folder, packer: Packer, mo
     packer.add(*folder.write("b", b"second"))
     with pytest.raises(Corrupt, match="comes out of it as another one"):
         packer.close().result()
+
+
+def test_a_full_disk_ends_the_packing_and_hangs_nothing(folder: Folder, packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Spool):
+        def _write(self, piece: bytes, folder: str) -> None:
+            raise NoSpace("no space left")
+
+    monkeypatch.setattr(packing, "Spool", Full)
+    noise = random.Random(7)
+
+    def pack() -> None:
+        for n in range(60):
+            packer.add(*folder.write(f"{n}", noise.randbytes(300_000)))
+        packer.close().result()
+
+    with pytest.raises(NoSpace):
+        pack()
 
 
 # The other process

@@ -12,13 +12,14 @@ import hashlib
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from s3hashsync.codec.pack import BLOCK, Member, decode_frame, end_frame, fills_frame, padded
 from s3hashsync.core.model import ContentHash, PackAt, Sha256
 from s3hashsync.core.value import value
 from s3hashsync.disk.spool import Spool
-from s3hashsync.errors import Corrupt
+from s3hashsync.errors import Corrupt, S3HashSyncError
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.encoding import opened_again
 from s3hashsync.run.frames import Frame, FrameMaker, Wanted
@@ -90,7 +91,8 @@ class Packer:
     def stop(self) -> None:
         """A pack that is not closed is dropped."""
         if self._making is not None:
-            self._making.end()
+            with suppress(S3HashSyncError):
+                self._making.end()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._frames.close()
 
@@ -183,7 +185,8 @@ class _Making:
                 return
             except queue.Full:
                 continue
-        # It has failed, and `end` says why: nobody would ever take the frame.
+        # It has failed, and nobody would ever take the frame: say why.
+        self._pack.result()
 
     def _make(self) -> Pack:
         frames = self._frames()
