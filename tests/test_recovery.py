@@ -367,7 +367,8 @@ def test_a_kit_is_public_complete_and_the_same_again(kept: Kept) -> None:
     sheet = (kit / "RECOVERY.txt").read_text()
     for said in (about(kept)["id"], str(kept.repository), "docs", "hold a secret"):
         assert said in sheet
-    assert max(map(len, sheet.splitlines())) <= 100
+    # What names a place is as long as that.
+    assert max(len(line) for line in sheet.splitlines() if "/" not in line) <= 100
     everything = b"".join(path.read_bytes() for path in kit.iterdir())
     if kept.form.encrypted:
         secret = Path(kept.identity).read_text().splitlines()[-1]
