@@ -193,6 +193,9 @@ class FaultyUpload:
         self._plan = plan
         self._remember = remember
 
+    def holds_other(self, number: int, data: bytes) -> bool:
+        return self._upload.holds_other(number, data)
+
     def write_part(self, number: int, data: bytes) -> None:
         key = f"{self._stem} {number}"
         _perform(self._plan, "upload.write_part", key, lambda: self._upload.write_part(number, data))

@@ -516,13 +516,14 @@ def test_two_processes_of_a_host_add_sources(folder: Path) -> None:
         assert set(keys.host.sources) == {"first", "second"}
 
 
-def test_an_added_source_is_not_looked_for_again(folder: Path) -> None:
+def test_an_added_source_costs_one_look(folder: Path) -> None:
+    """Its keys must be in the repository whenever something is written that only they open."""
     place, plan = Place(folder), FaultPlan()
     place.init("here")
     place.assert_host_writes("here")
     with place.keys("here", plan=plan) as keys:
         keys.add_source("docs")
-    assert plan.log == []
+    assert [operation.name for operation in plan.log] == ["objects.read_document"]
 
 
 def test_a_forged_key_of_a_source_is_not_believed(folder: Path) -> None:

@@ -28,7 +28,7 @@ from s3hashsync.core.model import (
 from s3hashsync.errors import Denied, Locked, S3HashSyncError
 from s3hashsync.run.lease import SourceFacts, acquire
 from s3hashsync.run.ledger import Ledger, Supply, Terms
-from s3hashsync.stores.base import Attempt, Outcome, Stored, Write
+from s3hashsync.stores.base import Attempt, Outcome, Write
 from s3hashsync.stores.sqlite import SqliteIndex
 from tests.harness import SLOW
 from tests.protocol.explorer import Faults, Process, Remote, Request, Search, Violation, broken, start

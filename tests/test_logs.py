@@ -25,13 +25,22 @@ from s3hashsync.core.plan import UpdateMetadata
 from s3hashsync.disk.catalogue import Catalogue
 from s3hashsync.errors import Corrupt, ExitCode, Refused, S3HashSyncError, WrongKey
 from s3hashsync.run import hashing, listing, reindex, segments
-from s3hashsync.run.history import CHANGES, SegmentHeader, SegmentWriter, newest_key, read_header, read_segment, segment_key
+from s3hashsync.run.history import (
+    CHANGES,
+    CHECKPOINT,
+    SegmentHeader,
+    SegmentWriter,
+    newest_key,
+    read_header,
+    read_segment,
+    segment_key,
+)
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.progress import Silent
 from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
-from s3hashsync.run.snapshots import find_head
+from s3hashsync.run.snapshots import find_head, find_point
 from s3hashsync.stores.base import Index, ObjectStore, Write
 from tests.faulty import Fault, FaultPlan, on
 from tests.harness import SOURCE, House, as_they_are, fast_folder
@@ -671,3 +680,55 @@ def test_a_new_owner_writes_the_name_of_what_it_cannot_read(house: House, monkey
     line = new.logged()[b"folder/3.jpg"]
     assert (line.hash, line.sha256) == (hash_, None)
     assert line.content is not None
+
+
+# What is gone from the store
+
+
+@pytest.mark.parametrize("encryption", [False, True])
+def test_a_head_that_is_gone_is_noticed_and_written_anew(tmp_path: Path, encryption: bool) -> None:
+    """Chained on by the next segment it would break every later restore."""
+    house = House(tmp_path, encryption=encryption).init()
+    for name in ("f", "g", "h"):
+        house.write(name, name)
+        house.backup()
+        house = house.again()
+    with house.repository() as repository:
+        *_, head = [document.key for document in repository.objects.documents("runs/")]
+        repository.objects.delete_document(head)
+    house.write("i", "i")
+    house = house.again(ahead=9000.0)
+    house.backup()
+    with house.repository() as repository:
+        point = find_point(repository, house.source_name)
+    assert point.header.kind == CHECKPOINT
+    house.assert_safe()
+
+
+def test_keys_of_a_source_that_are_gone_are_stored_again(tmp_path: Path) -> None:
+    house = House(tmp_path, encryption=True).init()
+    house.write("f", "f")
+    house.backup()
+    with house.repository() as repository:
+        repository.objects.delete_document("keys/sources/photos.age")
+    house.write("g", "g")
+    house = house.again()
+    house.backup()
+    with house.repository() as repository:
+        assert repository.objects.read_document("keys/sources/photos.age")
+    house.assert_converged()
+
+
+def test_the_host_key_file_of_another_repository_is_refused(tmp_path: Path) -> None:
+    """What were encrypted with it nobody could open."""
+    one, other = (House(tmp_path / name, encryption=True, seed=seed) for name, seed in (("a", 1), ("b", 2)))
+    files = []
+    for house in (one, other):
+        house.folder.mkdir(exist_ok=True)
+        house.init()
+        with house.repository() as repository:
+            files.append(repository.keys.host_file.path)
+    Path(files[1]).write_bytes(Path(files[0]).read_bytes())
+    other.write("f", "precious")
+    with pytest.raises(WrongKey, match="another repository"):
+        other.again().backup()

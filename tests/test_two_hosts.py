@@ -6,19 +6,22 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from s3hashsync.codec import pack
 from s3hashsync.core.model import Record, RecordState
 from s3hashsync.errors import ExitCode, Locked
-from s3hashsync.run import backup
+from s3hashsync.run import backup, packing
 from s3hashsync.run.history import CHECKPOINT, read_header
 from s3hashsync.run.lease import Lease, read_source
 from s3hashsync.stores.base import Index, Outcome, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
 from tests.harness import House, as_they_are, fast_folder
+from tests.test_crash import PACKED, Form, assert_restorable
 
 ROUNDS = int(os.environ.get("S3HASHSYNC_ROUNDS", "10"))
 TAKE_OVER = backup.ApplyOptions(take_over=True)
@@ -82,10 +85,21 @@ def shuffle(house: House, contents: Sequence[str], chance: random.Random) -> Non
             (house.source / f"{number}").unlink(missing_ok=True)
 
 
-def test_two_hosts_with_the_same_contents_lose_nothing(folder: Path) -> None:
-    chance = random.Random(7)
-    first = House(folder, wrap=retrying, source_name="one", host="one", state_name="one state").init()
+def two_houses(folder: Path, form: Form) -> tuple[House, House]:
+    """Two hosts, each with a source of its own; with encryption both are enrolled."""
+    first = House(folder, wrap=retrying, source_name="one", host="one", state_name="one state", **form).init()  # type: ignore[arg-type]
     second = first.again(source_name="two", host="two", state_name="two state")
+    return first, second.enroll() if form else second
+
+
+@pytest.mark.parametrize("form", [{}, PACKED], ids=["plain", "packed and encrypted"])
+def test_two_hosts_with_the_same_contents_lose_nothing(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(7)
+    if form:
+        # Several packs a run.
+        monkeypatch.setattr(packing, "MEMBERS", 7)
+        monkeypatch.setattr(pack, "FRAME_BYTES", 2_000)
+    first, second = two_houses(folder, form)
     for round_ in range(ROUNDS):
         contents = [f"content {round_ // 2} {number}" for number in range(25)]
         for house in (first, second):
@@ -99,6 +113,11 @@ def test_two_hosts_with_the_same_contents_lose_nothing(folder: Path) -> None:
         for hash_ in both:
             names = records[hash_].names
             assert {name.partition("/")[0] for name in names} == {"one", "two"}
+    for house in (first, second):
+        assert_restorable(house.again())
+    kinds = Counter(stem.partition("/")[0] for stem in first.stored_versions())
+    # A content that the other host has just named is not packed; one whose record moved meanwhile becomes an object.
+    assert bool(kinds["packs"]) is bool(form), kinds
 
 
 # The lock of a source

@@ -55,9 +55,9 @@ def stored_contents(repository: Path) -> list[tuple[str, bytes]]:
     found = [(path.name.partition(".")[0], decode(path.read_bytes(), 1 << 30)) for path in objects]
     for path in (repository / "packs").rglob("*"):
         if path.is_file():
-            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as frames:
-                with tarfile.open(fileobj=frames, mode="r|") as tar:
-                    found += [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+            frames = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True)
+            with tarfile.open(fileobj=frames, mode="r|") as tar:
+                found += [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
     return found
 
 

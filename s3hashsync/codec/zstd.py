@@ -58,6 +58,9 @@ def encode_stream(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
     parts can be resumed. Raises `Corrupt` when the chunks do not add up to `size`."""
     iterator = iter(chunks)
     first = next(iterator, b"")
+    # The level must not hang on how much one read has brought.
+    while len(first) <= 2 * _SAMPLE and (more := next(iterator, b"")):
+        first += more
     # A context of its own: the cached ones must not be left in the middle of a frame when a reader gives up.
     compressor = zstandard.ZstdCompressor(level=level_for(first), write_checksum=True).compressobj(size=size)
     try:

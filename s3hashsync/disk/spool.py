@@ -5,6 +5,7 @@ Decides that they lie in a file without a name, which is gone with the process. 
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -19,10 +20,17 @@ class Spool(Sequence[bytes]):
     def __init__(self, folder: str, pieces: Iterable[bytes]) -> None:
         self._ends = [0]
         # In the folder of the states, which is private, and on no file system in memory.
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        for piece in pieces:
-            self._write(piece, folder)
-            self._ends.append(self._ends[-1] + len(piece))
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise _translated(error, folder) from error
+        try:
+            for piece in pieces:
+                self._write(piece, folder)
+                self._ends.append(self._ends[-1] + len(piece))
+        except BaseException:
+            self._file.close()
+            raise
 
     def _write(self, piece: bytes, folder: str) -> None:
         rest = memoryview(piece)
@@ -30,8 +38,7 @@ class Spool(Sequence[bytes]):
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            kind = NoSpace if error.errno in (28, 122) else S3HashSyncError
-            raise kind(f"cannot write a temporary file in {folder}: {error.strerror}", "a pack waits there to be sent") from error
+            raise _translated(error, folder) from error
 
     def close(self) -> None:
         """The bytes are given up."""
@@ -57,3 +64,8 @@ class Spool(Sequence[bytes]):
             raise IndexError(number)
         start, end = self._ends[number : number + 2]
         return os.pread(self._file.fileno(), end - start, start)
+
+
+def _translated(error: OSError, folder: str) -> S3HashSyncError:
+    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else S3HashSyncError
+    return kind(f"cannot write a temporary file in {folder}: {error.strerror}", "packs wait there to be sent: free some space")

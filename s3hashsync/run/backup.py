@@ -275,10 +275,11 @@ def _apply_source(
     try:
         executor.run(steps)
     finally:
-        if packer is not None:
-            packer.stop()
-        uploader.close()
-        os.close(root)
+        with ExitStack() as closing:
+            closing.callback(os.close, root)
+            closing.callback(uploader.close)
+            if packer is not None:
+                closing.callback(packer.stop)
         _add_up(summary, ledger, uploader, executor)
         summary.runs = (*summary.runs, lease.facts.run)
     remember_mounts(session.source, session.state)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from s3hashsync.codec.zstd import decode_stream, encode, encode_stream
 from s3hashsync.core.model import Sha256
-from s3hashsync.errors import Corrupt, S3HashSyncError
+from s3hashsync.errors import Corrupt
 from s3hashsync.run.keyring import Seal
 
 _WAITING = 4
@@ -45,7 +45,7 @@ class RunningCheck:
     def __init__(self, seal: Seal | None, size: int, sha256: Sha256) -> None:
         self._opening = _Opening(seal, size, sha256)
         self._pieces: queue.Queue[bytes | None] = queue.Queue(_WAITING)
-        self._problem: S3HashSyncError | None = None
+        self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="check", daemon=True)
 
     def __enter__(self) -> RunningCheck:
@@ -72,7 +72,8 @@ class RunningCheck:
         pieces = iter(self._pieces.get, None)
         try:
             self._opening.run(pieces)
-        except S3HashSyncError as error:
+        except BaseException as error:  # noqa: BLE001
+            # Whatever ends the check (memory, too) must not pass for a check that was passed.
             self._problem = error
             # Whoever feeds must not wait for a thread that has given up.
             for _ in pieces:

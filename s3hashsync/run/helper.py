@@ -81,11 +81,10 @@ class Helper:
             assert self._process is not None
             assert self._process.stdin is not None
             self._asked.append(answer)
-            try:
+            # Where it has died the reader says so to all who wait; it may have done that a moment before this question.
+            with suppress(OSError):
                 self._process.stdin.write(_LENGTH.pack(len(body)) + body)
                 self._process.stdin.flush()
-            except OSError:
-                self._ended = True
         if self._ended:
             self._give_up()
         return answer
@@ -99,21 +98,27 @@ class Helper:
 
     def _start(self) -> None:
         words = [sys.executable, "-c", _START, *sys.path]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # A group of its own: a Ctrl-C in the terminal is for the process that asks, which decides what is still wanted.
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), name="helper", daemon=True)
         self._reader.start()
 
     def _read(self, answers: BinaryIO) -> None:
         """Takes no lock: whoever asks may hold it while the pipe is full, until an answer was taken out of the other one."""
-        while (body := _receive(answers)) is not None:
-            ok, value = marshal.loads(body)
-            answer = self._asked.popleft()
-            if ok:
-                answer.set_result(value)
-            else:
-                answer.set_exception(S3HashSyncError(f"the helper process failed: {value}"))
-        self._ended = True
-        self._give_up()
+        try:
+            while (body := _receive(answers)) is not None:
+                ok, value = marshal.loads(body)
+                answer = self._asked.popleft()
+                if ok:
+                    answer.set_result(value)
+                else:
+                    answer.set_exception(S3HashSyncError(f"the helper process failed: {value}"))
+        except (ValueError, EOFError, TypeError, IndexError):
+            # Not what the helper says: something else writes into its output. It is of no use any more.
+            pass
+        finally:
+            self._ended = True
+            self._give_up()
 
 
 class HelperFrames:
@@ -136,8 +141,9 @@ class HelperFrames:
 
 def serve() -> None:
     """Answers until the questions end."""
-    # A Ctrl-C is for the process that asks; it decides what is still wanted.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever stops the whole service means the process that asks; this one ends when its questions do.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     roots: dict[Folder, int] = {}
     answers = sys.stdout.buffer
     while (body := _receive(sys.stdin.buffer)) is not None:

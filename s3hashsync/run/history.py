@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 import orjson
 
@@ -282,6 +283,15 @@ def _line_of(body: Json, *, encrypted: bool) -> Line:
     if hash_ is not None and isinstance(content_field, dict):
         content = content_from_json(hash_, entry.size, content_field)
     return Present(entry, hash_, sha256, content, was)
+
+
+def is_there(objects: ObjectReader, key: str) -> bool:
+    """Whether this segment is in the store, by a listing: it is not read."""
+    if not key[-6:].isdigit():
+        return False
+    number = int(key[-6:])
+    before = f"{key[:-6]}{number - 1:06d}" if number else key[:-6]
+    return any(document.key == key for document in islice(objects.documents(key, before), 1))
 
 
 def newest_key(objects: ObjectReader, source: str, after: str = "") -> str:

@@ -71,7 +71,11 @@ class HostPlace:
 
 
 def check_pins(place: HostPlace, about: Identity) -> None:
-    """Raises `WrongKey` when the repository is not what this host knows under that address or that id."""
+    """Raises `WrongKey` when the repository is not what this host knows under that address or that id, and `Corrupt` when what it
+    knows of this very repository cannot be read: a pin that is damaged is still one."""
+    own = place.file(about.id)
+    if (data := own.read()) is not None:
+        parse_host_key(data, own.path)
     for file, key in place.known():
         if key.repository != about.id and (key.objects == place.url or file.path == place.named):
             differs = f"its id is {about.id}, this host knows {key.repository}"
@@ -246,7 +250,7 @@ class RepositoryKeys:
         """On this host first, then in the repository: whoever dies in between still has the keys, and finds what is missing."""
         with self._lock:
             mine = self.enrolled().sources.get(source)
-            if mine is not None and mine.sealed is None:
+            if mine is not None and mine.sealed is None and self._is_stored(source):
                 return
             with self._file.locked():
                 host = self._current()
@@ -254,13 +258,19 @@ class RepositoryKeys:
                 if mine is None:
                     mine = self._drawn(source, host)
                     host = self._keep(host, source, mine)
+                elif mine.sealed is None and not self._is_stored(source):
+                    # It is gone from the store: without it nobody could read this source once this host is lost.
+                    mine = self._sealed(source, mine.keys, host)
+                    host = self._keep(host, source, mine)
                 if mine.sealed is not None:
                     self._store(source, host, mine.sealed)
                     self._keep(host, source, HostSource(mine.keys))
             self._sources[source] = mine.keys
 
     def _drawn(self, source: str, host: HostKey) -> HostSource:
-        keys = SourceKeys(self.entropy(NAME_KEY_BYTES), self.entropy(KEY_BYTES))
+        return self._sealed(source, SourceKeys(self.entropy(NAME_KEY_BYTES), self.entropy(KEY_BYTES)), host)
+
+    def _sealed(self, source: str, keys: SourceKeys, host: HostKey) -> HostSource:
         text = render_source(host.repository, source, keys, host.hash_key)
         return HostSource(keys, age.encrypt(text, (host.recipient,), self.entropy))
 
@@ -326,7 +336,17 @@ class RepositoryKeys:
     def _read_host(self) -> HostKey | None:
         data = self._file.read()
         host = None if data is None else parse_host_key(data, self._file.path)
-        return None if host is None or host.founding else host
+        if host is None or host.founding:
+            return None
+        if (host.repository, host.fingerprint) != (self.about.id, self.about.fingerprint):
+            # What would be encrypted with it nobody could open.
+            theirs, ours = fingerprint_text(host.fingerprint), fingerprint_text(self.about.fingerprint)
+            raise WrongKey(
+                f"{self._file.path} is the key file of another repository: {host.repository[:8]}, fingerprint {theirs};"
+                f" this one is {self.about.id[:8]}, {ours}",
+                f"was a file copied from another host? move it away. {ENROLL}",
+            )
+        return host
 
     def _founding(self) -> bool:
         data = self._file.read()

@@ -19,7 +19,7 @@ from s3hashsync.codec.pack import BLOCK, Member, decode_frame, end_frame, fills_
 from s3hashsync.core.model import ContentHash, PackAt, Sha256
 from s3hashsync.core.value import value
 from s3hashsync.disk.spool import Spool
-from s3hashsync.errors import Corrupt, S3HashSyncError
+from s3hashsync.errors import Corrupt
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.encoding import opened_again
 from s3hashsync.run.frames import Frame, FrameMaker, Wanted
@@ -91,7 +91,8 @@ class Packer:
     def stop(self) -> None:
         """A pack that is not closed is dropped."""
         if self._making is not None:
-            with suppress(S3HashSyncError):
+            # Its failure has been said, or nobody wants it any more.
+            with suppress(Exception):
                 self._making.end()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._frames.close()

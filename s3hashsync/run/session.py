@@ -18,7 +18,7 @@ from s3hashsync.disk.state import Anchor, State
 from s3hashsync.errors import Corrupt, Refused, S3HashSyncError
 from s3hashsync.run import rebuild
 from s3hashsync.run.guards import kept_facts
-from s3hashsync.run.history import newest_key, segments_prefix
+from s3hashsync.run.history import is_there, newest_key, segments_prefix
 from s3hashsync.run.lease import SourceFacts, read_source
 from s3hashsync.run.progress import Progress
 from s3hashsync.run.repository import Repository
@@ -98,6 +98,10 @@ def _trust(repository: Repository, state: State, source: str, facts: SourceFacts
     head = facts.head if facts else ""
     newest = newest_key(repository.objects, source, head or segments_prefix(source))
     newest = "" if newest == segments_prefix(source) else newest
+    if head and not is_there(repository.objects, head):
+        # The state knows all that the segment said: a checkpoint makes the logs whole again.
+        state.set_note(CHECKPOINT_NOTE, "1")
+        progress.note(f"the run-log segment {head} is gone from the store: the next apply writes the whole source down again")
     known = (anchor.repository, anchor.incarnation) == (identity.id, identity.incarnation)
     if newest != head and not (known and newest == state.note("newest")):
         if not (known and _follows(state, anchor, newest, head)):

@@ -170,17 +170,18 @@ def unlock(objects: ObjectReader, about: Identity, opener: Opener) -> Unlocked:
 
 def opened_epoch(objects: ObjectReader, files: EpochFiles, opener: Opener) -> EpochKey:
     """Raises `WrongKey` when the opener opens none of the files."""
+    damaged: Corrupt | None = None
     for key in files.passphrases if opener.is_passphrase else (files.main,):
         try:
-            text = age.decrypt(objects.read_document(key), opener.identities)
+            return parse_epoch(age.decrypt(objects.read_document(key), opener.identities), key)
         except WrongKey:
             continue
         except Missing:
-            raise Corrupt(f"{key} is not there", LOST) from None
+            damaged = damaged or Corrupt(f"{key} is not there", LOST)
         except Corrupt as error:
-            raise Corrupt(f"{key}: {error.message}", LOST) from None
-        return parse_epoch(text, key)
-    raise _does_not_open(objects, files, opener)
+            # Another passphrase may have a file that is whole.
+            damaged = damaged or Corrupt(f"{key}: {error.message}", LOST)
+    raise damaged or _does_not_open(objects, files, opener)
 
 
 def _does_not_open(objects: ObjectReader, files: EpochFiles, opener: Opener) -> WrongKey:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3hashsync.codec.names import display
 from s3hashsync.codec.zstd import ENCODER, decode_stream
@@ -306,9 +306,13 @@ class Uploader:
                 check or nullcontext(),
                 self._files.chunks(candidate) as chunks,
             ):
-                self._write_parts(upload, encoded_stream(chunks, candidate.entry.size, seal), check)
+                self._write_parts(upload, encoded_stream(chunks, candidate.entry.size, seal), seal, check)
                 if check is not None:
                     check.finish()
+        except _SealSpent:
+            upload.abort()
+            self._settings.seals.drop(attempt.id)
+            return self._store_in_parts(replace(attempt, token=""), candidate)
         except (ChangedUnderfoot, Corrupt):
             upload.abort()
             self._settings.seals.drop(attempt.id)
@@ -347,7 +351,12 @@ class Uploader:
                 for _ in chunks:
                     self._stop.check()
 
-    def _write_parts(self, upload: Upload, stored: Iterator[bytes], check: RunningCheck | None) -> None:
+    def _write_parts(self, upload: Upload, stored: Iterator[bytes], seal: Seal | None, check: RunningCheck | None) -> None:
+        def write(number: int, part: bytes) -> None:
+            if seal is not None and upload.holds_other(number, part):
+                raise _SealSpent
+            upload.write_part(number, part)
+
         buffer = bytearray()
         number = 0
         for chunk in stored:
@@ -358,10 +367,14 @@ class Uploader:
                 # What was stored stays with the store: the next run goes on after these parts.
                 self._stop.check()
                 number += 1
-                upload.write_part(number, bytes(memoryview(buffer)[: upload.part_size]))
+                write(number, bytes(memoryview(buffer)[: upload.part_size]))
                 del buffer[: upload.part_size]
         if buffer or not number:
-            upload.write_part(number + 1, bytes(buffer))
+            write(number + 1, bytes(buffer))
+
+
+class _SealSpent(Exception):
+    """What was sent before under this seal is not what would be sent now: it must not be used for both."""
 
 
 @value

@@ -74,6 +74,9 @@ class Upload(Protocol):
 
     def write_part(self, number: int, data: bytes) -> None: ...
 
+    def holds_other(self, number: int, data: bytes) -> bool:
+        """Whether the store holds another part than this one under the number, from before the upload was resumed."""
+
     def complete(self) -> Stored:
         """Verified by the store with a checksum over the whole object."""
 

@@ -47,6 +47,10 @@ class LocalUpload:
             self._hasher.update(data)
         self._lengths[number] = len(data)
 
+    def holds_other(self, number: int, data: bytes) -> bool:
+        """Never: a local upload is not resumed."""
+        return False
+
     def complete(self) -> Stored:
         with self._folder.translating(f"write {self._path}"):
             try:

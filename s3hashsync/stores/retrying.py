@@ -144,6 +144,9 @@ class RetryingUpload:
     def write_part(self, number: int, data: bytes) -> None:
         self._retrier.run("upload part", lambda: self._upload.write_part(number, data))
 
+    def holds_other(self, number: int, data: bytes) -> bool:
+        return self._upload.holds_other(number, data)
+
     def complete(self) -> Stored:
         """An upload that is complete is no longer known as an upload: after a lost answer its version is
         looked for."""

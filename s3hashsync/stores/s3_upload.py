@@ -98,6 +98,10 @@ class MultipartUpload:
             )
         self._sent[number] = Part(len(data), crc, answer["ETag"])
 
+    def holds_other(self, number: int, data: bytes) -> bool:
+        held = self.held.get(number)
+        return held is not None and not _is_same(held, data, zlib.crc32(data))
+
     def complete(self) -> Stored:
         numbers = sorted(self._sent)
         if not numbers or numbers != list(range(1, len(numbers) + 1)):

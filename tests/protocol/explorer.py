@@ -9,6 +9,8 @@ a violation comes with the shortest way to it.
 Faults, each with a budget: a crash before or after a request; a lost answer (the request is sent again, as
 the retrying wrapper does); a delayed request (it is sent again, and the first one arrives at any later
 moment, even after the death of its sender).
+The store has versions, so that a put that is sent again leaves two. What a host keeps on its own disk outlives its processes; it
+is written and read in the moment of the answer before it, for nobody else can see it.
 Decides nothing about the protocol: the processes do.
 """
 
@@ -19,21 +21,34 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from s3hashsync.core.model import Item, Overflow, Record, RecordState, StoredName, object_stem, overflow_key
+from s3hashsync.core.model import (
+    Control,
+    Item,
+    Overflow,
+    PackAt,
+    Record,
+    RecordState,
+    StoredName,
+    object_stem,
+    overflow_key,
+    pack_stem,
+)
 from s3hashsync.stores.base import Attempt, Outcome, Stored, Version, Write
 
 STORED_AT = 1_000
 
 
 class Request(NamedTuple):
-    """What a process asks for. Notes are no requests: they are taken up in the moment of the request after them."""
+    """What a process asks for. Notes, and what it does on its own disk, are no requests: they are taken up in the moment of the
+    answer before them."""
 
     verb: str
     what: Hashable
 
 
-READS = frozenset({"read", "versions"})
-NOTES = frozenset({"acknowledged", "removing", "removed", "adding"})
+READS = frozenset({"read", "versions", "find"})
+DISK = frozenset({"keep", "kept", "drop"})
+NOTES = DISK | {"acknowledged", "removing", "removed", "adding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ class Faults:
 
 
 class World(NamedTuple):
-    """`answers`: one tuple a process, None once it is dead. `versions` are (stem, version)."""
+    """`answers`: one tuple a process, None once it is dead. `versions` are (stem, version). `disks`: (host, key, value)."""
 
     items: tuple[tuple[str, Item], ...]
     versions: frozenset[tuple[str, str]]
@@ -54,6 +69,7 @@ class World(NamedTuple):
     answers: tuple[tuple[Hashable, ...] | None, ...]
     late: tuple[Request, ...]
     faults: Faults
+    disks: tuple[tuple[str, str, Hashable], ...] = ()
 
     def item(self, key: str) -> Item | None:
         return next((item for k, item in self.items if k == key), None)
@@ -114,20 +130,38 @@ class Remote:
 
     # Objects
 
-    def put(self, stem: str, body: bytes, attempt: Attempt) -> Stored:
-        return Stored(str(self.ask("put", stem)), 1, "")
+    def put(self, stem: str, body: object, attempt: Attempt) -> Stored:
+        return Stored(str(self.ask("put", (stem, attempt.id))), 1, "")
+
+    def find(self, stem: str, attempt_id: str) -> Stored | None:
+        version = self.ask("find", (stem, attempt_id))
+        return Stored(str(version), 1, "") if version is not None else None
+
+    def barrier(self) -> None:
+        """The store is durable when it answers."""
 
     def delete(self, stem: str, version: str) -> None:
         self.ask("delete", (stem, version))
 
     def versions(self, prefix: str) -> Iterator[Version]:
-        for version in self.ask("versions", prefix):  # type: ignore[attr-defined]
-            yield Version(prefix, version, 1, STORED_AT, is_marker=False, is_latest=False)
+        for stem, version in self.ask("versions", prefix):  # type: ignore[attr-defined]
+            yield Version(stem, version, 1, STORED_AT, is_marker=False, is_latest=False)
 
     def mark(self, stem: str) -> None:
         """Markers are advice: the search leaves them out."""
 
     def unmark(self, stem: str) -> None: ...
+
+    # The host's own disk
+
+    def keep(self, host: str, key: str, value: Hashable) -> None:
+        self.ask("keep", (host, key, value))
+
+    def kept(self, host: str, prefix: str) -> tuple[Hashable, ...]:
+        return self.ask("kept", (host, prefix))  # type: ignore[return-value]
+
+    def drop(self, host: str, key: str) -> None:
+        self.ask("drop", (host, key))
 
 
 Body = Callable[[Remote], None]
@@ -242,7 +276,8 @@ class Search:
         """The process has its answer; what it notes at once, it notes now."""
         request = self.following(number, answers)
         while request is not None and request.verb in NOTES:
-            world, answers = _noted(world, request), (*answers, None)
+            world, answer = _noted(world, request)
+            answers = (*answers, answer)
             request = self.following(number, answers)
         return _with_answers(world, number, answers)
 
@@ -256,18 +291,21 @@ class Search:
                     world, outcome = self._written(world, write)
                     outcomes.append(outcome)
                 return world, tuple(outcomes)
-            case Request("put", stem):
-                version = f"v{world.serial}"
+            case Request("put", (stem, attempt)):
+                version = f"{attempt}v{world.serial}"
                 return world._replace(versions=world.versions | {(stem, version)}, serial=world.serial + 1), version
+            case Request("find", (stem, attempt)):
+                found = [v for s, v in world.versions if s == stem and v.startswith(f"{attempt}v")]
+                return world, max(found, key=_serial_of, default=None)
             case Request("delete", place):
                 return world._replace(versions=world.versions - {place}), None
-            case Request("versions", stem):
-                return world, tuple(sorted(version for s, version in world.versions if s == stem))
+            case Request("versions", prefix):
+                return world, tuple(sorted(place for place in world.versions if place[0].startswith(str(prefix))))
             case Request("forget", (key, expects)):
                 now = world.item(key)
                 return (world.without_item(key) if now is not None and now.rev == expects else world), None
             case _ if request.verb in NOTES:
-                return _noted(world, request), None
+                return _noted(world, request)
             case _:
                 raise AssertionError(request)
 
@@ -321,7 +359,7 @@ def broken(world: World, *, ghosts: bool = True) -> str | None:
     for record in records:
         if record.state not in (RecordState.LIVE, RecordState.TRASH):
             continue
-        if (object_stem(record.hash), record.content.location.version) not in world.versions:  # type: ignore[union-attr]
+        if _place_of(record) not in world.versions:
             return f"a {record.state.value} record points to bytes that are deleted"
     names = frozenset().union(*(names_of(world, record) for record in records))
     if lost := world.acknowledged - names:
@@ -346,17 +384,41 @@ def _state_allows(now: Item | None, write: Write) -> bool:
             return state in (None, RecordState.PURGING, RecordState.GONE)
 
 
-def _noted(world: World, request: Request) -> World:
+def _place_of(record: Record) -> tuple[str, str]:
+    at = record.content.location
+    return (pack_stem(at.pack) if isinstance(at, PackAt) else object_stem(record.hash)), at.version
+
+
+def _serial_of(version: str) -> int:
+    return int(version.rpartition("v")[2])
+
+
+def _noted(world: World, request: Request) -> tuple[World, Hashable]:
+    if request.verb in DISK:
+        return _on_disk(world, request)
     name = {request.what}
     match request.verb:
         case "acknowledged":
-            return world._replace(acknowledged=world.acknowledged | name)
+            return world._replace(acknowledged=world.acknowledged | name), None
         case "removing":
-            return world._replace(acknowledged=world.acknowledged - name)
+            return world._replace(acknowledged=world.acknowledged - name), None
         case "removed":
-            return world._replace(removed=world.removed | name)
+            return world._replace(removed=world.removed | name), None
         case _:
-            return world._replace(removed=world.removed - name)
+            return world._replace(removed=world.removed - name), None
+
+
+def _on_disk(world: World, request: Request) -> tuple[World, Hashable]:
+    match request:
+        case Request("kept", (host, prefix)):
+            return world, tuple(value for h, key, value in world.disks if h == host and key.startswith(prefix))
+        case Request("keep", (host, key, value)):
+            others = [one for one in world.disks if one[:2] != (host, key)]
+            return world._replace(disks=tuple(sorted([*others, (host, key, value)], key=lambda one: one[:2]))), None
+        case Request("drop", place):
+            return world._replace(disks=tuple(one for one in world.disks if one[:2] != place)), None
+        case _:
+            raise AssertionError(request)
 
 
 def _with_answers(world: World, number: int, answers: tuple[Hashable, ...] | None) -> World:
@@ -388,8 +450,10 @@ def _brief(value: object) -> str:
         case Outcome():
             return "written" if value.written else "refused"
         case Record():
-            where = getattr(value.location, "version", "")
+            where = f"{getattr(value.location, 'pack', '')[:4]} {getattr(value.location, 'version', '')[-3:]}"
             return f"{value.state.value} {where} {sorted(value.names)} {sorted(value.buckets)} rev {value.rev[:2].hex()}"
+        case Control():
+            return f"{value.key[:9]} of {len(value.data) // 32} rev {value.rev[:2].hex()}"
         case Overflow():
             return f"#{value.prefix} {sorted(value.names)} rev {value.rev[:2].hex()}"
         case str():
