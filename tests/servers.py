@@ -49,8 +49,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def versitygw(*, versions: bool = True) -> Iterator[str]:
-    """A real S3 server over a folder, with versions or without."""
+def versitygw(*, versions: bool = True, access_log: Path | None = None) -> Iterator[str]:
+    """A real S3 server over a folder, with versions or without. `access_log`: a file that gets a line for every request."""
     binary = versitygw_binary()
     if not binary.exists():
         raise ServerMissingError("versitygw")
@@ -60,6 +60,7 @@ def versitygw(*, versions: bool = True) -> Iterator[str]:
         older.mkdir()
         data.mkdir()
         arguments = ["--port", f"127.0.0.1:{port}", "--region", REGION, "--quiet"]
+        arguments += ["--access-log", str(access_log)] if access_log else []
         store = ["posix", *(["--versioning-dir", str(older)] if versions else []), str(data)]
         keys = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
         with _running(Program("versitygw", [str(binary), *arguments, *store], keys, Path(folder)), port) as url:

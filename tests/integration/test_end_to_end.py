@@ -6,7 +6,6 @@ the middle of them. Stock tools are the oracle of what is stored.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import secrets
@@ -19,79 +18,21 @@ from pathlib import Path
 
 import pytest
 
-from s3hashsync.core.model import Record, RecordState
+from s3hashsync.core.model import RecordState
 from s3hashsync.run.lease import PREFIX
 from s3hashsync.stores.aws import connect
-from s3hashsync.stores.dynamodb import DynamoIndex
-from s3hashsync.stores.s3 import S3Objects
 from tests.aws_places import settings
+from tests.cloud import FORMS, OBJECTS, SEALED_OBJECTS, SEALED_PACKS, Cloud
 from tests.program import Program
-from tests.servers import ACCESS_KEY, REGION, SECRET_KEY
 
 ROUNDS = int(os.environ.get("S3HASHSYNC_ROUNDS", "10"))
 KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "20"))
 
-CONFIG = """\
-version: 1
-repository:
-  objects: s3://{bucket}/home
-  index: dynamodb://{table}
-  region: {region}
-  endpoints: {{s3: "{s3}", dynamodb: "{dynamodb}"}}
-encryption: off
-host: {host}
-log_interval: 1s
-sources:
-  - name: {source}
-    path: {base}/docs
-"""
 
-
-class Cloud:
-    """A bucket and a table of their own, and hosts that use them."""
-
-    def __init__(self, s3: str, dynamodb: str) -> None:
-        self.s3, self.dynamodb = s3, dynamodb
-        self.bucket, self.table = f"e2e-{secrets.token_hex(6)}", f"e2e-{secrets.token_hex(6)}"
-
-    def host(self, base: Path, name: str, source: str) -> Program:
-        base.mkdir(parents=True, exist_ok=True)
-        program = Program(base)
-        text = CONFIG.format(
-            bucket=self.bucket,
-            table=self.table,
-            region=REGION,
-            s3=self.s3,
-            dynamodb=self.dynamodb,
-            host=name,
-            source=source,
-            base=base,
-        )
-        (base / "backup.yaml").write_text(text)
-        program.environment |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": REGION}
-        return program
-
-    def objects(self) -> S3Objects:
-        return S3Objects(connect(settings(self.s3)).s3(), self.bucket, "home", versioned=True)
-
-    def records(self) -> dict[bytes, Record]:
-        index = DynamoIndex(connect(settings(self.dynamodb)).dynamodb(), self.table)
-        try:
-            return {bytes(item.hash): item for item in index.scan() if isinstance(item, Record)}
-        finally:
-            index.close()
-
-    def versions(self) -> dict[str, list[str]]:
-        out: dict[str, list[str]] = {}
-        for version in self.objects().versions("objects/"):
-            if not version.is_marker:
-                out.setdefault(version.stem, []).append(version.version)
-        return out
-
-
-@pytest.fixture
-def cloud(versitygw: str, dynamodb_local: str) -> Cloud:
-    return Cloud(versitygw, dynamodb_local)
+@pytest.fixture(params=[OBJECTS, SEALED_PACKS], ids=str)
+def cloud(request: pytest.FixtureRequest, versitygw: str, dynamodb_local: str, tmp_path: Path) -> Cloud:
+    """The two forms that have the least in common, where a test does not choose."""
+    return Cloud((versitygw, dynamodb_local), request.param, tmp_path)
 
 
 def fill(folder: Path, seed: int, count: int = 120) -> None:
@@ -124,59 +65,65 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def assert_consistent(cloud: Cloud) -> None:
-    """Every live or trash record's version exists and holds its content; every name stands under one content."""
-    versions, objects = cloud.versions(), cloud.objects()
-    for hash_, record in cloud.records().items():
-        if record.state in (RecordState.LIVE, RecordState.TRASH):
-            version = record.content.location.version
-            stem = f"objects/{hash_.hex()}"
-            assert version in versions.get(stem, []), f"{stem} has lost its version"
-            stored = b"".join(objects.read(stem, version))
-            plain = subprocess.run(["zstd", "-dcq"], input=stored, capture_output=True, check=True).stdout
-            assert hashlib.sha256(plain).digest() == hash_
+def restored(cloud: Cloud, host: Program, *words: str) -> dict[str, bytes]:
+    out = host.base / f"out-{secrets.token_hex(4)}"
+    host("restore", *words, "--to", str(out), *cloud.opening)
+    return contents(out)
 
 
+def stored_below(cloud: Cloud) -> dict[str, list[str]]:
+    return cloud.versions("objects/") | cloud.versions("packs/")
+
+
+@pytest.mark.parametrize("cloud", FORMS, indirect=True, ids=str)
 def test_a_tree_round_trips_and_goes_to_one_version_each(cloud: Cloud, tmp_path: Path) -> None:
     host = cloud.host(tmp_path / "a", "a", "docs")
     fill(host.docs, 1)
+    (host.docs / "not small").write_bytes(random.Random(1).randbytes(300_000))
     host("init", "--yes")
     host("apply", "--yes")
     assert host.lines("plan")[-1]["message_type"] == "change_summary"
     host("plan", "--detailed-exitcode", code=0)
-    assert all(len(found) == 1 for found in cloud.versions().values())
-    assert_consistent(cloud)
+    stored = stored_below(cloud)
+    assert all(len(found) == 1 for found in stored.values())
+    assert len(cloud.versions("packs/")) in ((1, 2) if cloud.form.packed else (0,)), "1.3 MB in packs of about 1 MiB"
+    assert len(cloud.versions("objects/")) == (1 if cloud.form.packed else len(cloud.records()))
+    assert sorted(cloud.assert_whole()) == sorted(cloud.records()), "everything once"
     (host.docs / "d1").rename(host.docs / "moved")
     done = host.lines("apply", "--yes")[-1]
     assert (done["bytes_uploaded"], done["objects_put"]) == (0, 0)
-    host("restore", "docs", "--to", "out")
-    assert contents(host.base / "out") == contents(host.docs)
+    assert stored_below(cloud) == stored
+    assert restored(cloud, host, "docs") == contents(host.docs)
 
 
-def test_deleted_content_is_marked_and_comes_back_without_an_upload(cloud: Cloud, tmp_path: Path) -> None:
+def test_deleted_content_comes_back_without_an_upload(cloud: Cloud, tmp_path: Path) -> None:
+    """An object is marked as deleted; a pack never is, for others are in it."""
     host = cloud.host(tmp_path / "a", "a", "docs")
     (host.docs / "b").write_bytes(b"b")
     host("init", "--yes")
     host("apply", "--yes")
+    hash_ = cloud.hash_of(b"b")
     (host.docs / "b").unlink()
     host("apply", "--yes")
-    stem = f"objects/{hashlib.sha256(b'b').hexdigest()}"
-    (marker,) = [v for v in cloud.objects().versions(stem) if v.is_marker]
-    assert marker.is_latest
+    assert cloud.records()[hash_].state is RecordState.TRASH
+    stems = list(stored_below(cloud))
+    assert [stem for stem in stems if any(cloud.markers(stem))] == ([] if cloud.form.packed else [f"objects/{hash_.hex()}"])
     (host.docs / "b").write_bytes(b"b")
     assert host.lines("apply", "--yes")[-1]["objects_put"] == 0
-    assert [v.is_marker for v in cloud.objects().versions(stem)] == [False]
-    assert_consistent(cloud)
+    assert not any(any(cloud.markers(stem)) for stem in stems)
+    assert cloud.records()[hash_].state is RecordState.LIVE
+    cloud.assert_whole()
 
 
+@pytest.mark.parametrize("cloud", [OBJECTS, SEALED_OBJECTS], indirect=True, ids=str)
 def test_a_large_file_goes_in_parts_and_comes_back(cloud: Cloud, tmp_path: Path) -> None:
     host = cloud.host(tmp_path / "a", "a", "docs")
     noise = random.Random(7)
     (host.docs / "large").write_bytes(b"".join(noise.randbytes(1 << 20) for _ in range(70)))
     host("init", "--yes")
     host("apply", "--yes")
-    host("restore", "docs:large", "--to", "out")
-    assert (host.base / "out" / "large").read_bytes() == (host.docs / "large").read_bytes()
+    assert cloud.hash_of((host.docs / "large").read_bytes()) in cloud.assert_whole()
+    assert restored(cloud, host, "docs:large")["large"] == (host.docs / "large").read_bytes()
 
 
 def test_killed_runs_converge_and_store_nothing_twice(cloud: Cloud, tmp_path: Path) -> None:
@@ -200,19 +147,19 @@ def test_killed_runs_converge_and_store_nothing_twice(cloud: Cloud, tmp_path: Pa
         time.sleep(noise.uniform(0.3, max(whole, 1.0)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert_consistent(cloud)
+    cloud.assert_whole()
     host("apply", "--yes", "--allow-mass-change")
     host("plan", "--detailed-exitcode", code=0)
-    assert_consistent(cloud)
-    twice = {stem: found for stem, found in cloud.versions().items() if len(found) > 1}
-    assert not twice, f"stored twice: {twice}"
-    host("restore", "docs", "--to", "out")
-    assert contents(host.base / "out") == contents(host.docs)
+    stored = cloud.assert_whole()
+    assert len(stored) == len(set(stored)), "a content is stored twice"
+    assert all(len(versions) == 1 for versions in stored_below(cloud).values())
+    assert restored(cloud, host, "docs") == contents(host.docs)
 
 
 def test_two_hosts_with_the_same_content_at_once_lose_nothing(cloud: Cloud, tmp_path: Path) -> None:
     hosts = [cloud.host(tmp_path / name, name, f"docs-{name}") for name in ("a", "b")]
     hosts[0]("init", "--yes")
+    cloud.enroll(hosts[1])
     for number in range(ROUNDS):
         for host in hosts:
             for child in host.docs.iterdir():
@@ -236,10 +183,12 @@ def test_two_hosts_with_the_same_content_at_once_lose_nothing(cloud: Cloud, tmp_
         records = cloud.records()
         for host, name in zip(hosts, ("a", "b"), strict=True):
             for path, body in contents(host.docs).items():
-                record = records[hashlib.sha256(body).digest()]
-                assert record.state is RecordState.LIVE
-                assert f"docs-{name}/{path}" in record.names
-    assert_consistent(cloud)
+                hash_ = cloud.hash_of(body)
+                assert records[hash_].state is RecordState.LIVE
+                assert cloud.name_of(host, f"docs-{name}", path, hash_) in records[hash_].names
+    cloud.assert_whole()
+    for host, name in zip(hosts, ("a", "b"), strict=True):
+        assert restored(cloud, host, f"docs-{name}") == contents(host.docs)
 
 
 def test_a_take_over_keeps_every_file(cloud: Cloud, tmp_path: Path) -> None:
@@ -249,11 +198,32 @@ def test_a_take_over_keeps_every_file(cloud: Cloud, tmp_path: Path) -> None:
     old("apply", "--yes")
     shutil.rmtree(new.docs)
     shutil.copytree(old.docs, new.docs)
+    if cloud.form.encrypted:
+        new("apply", "--yes", code=12)
+        cloud.enroll(new)
     new("apply", "--yes", code=11)
     assert new.lines("apply", "--yes", "--take-over")[-1]["objects_put"] == 0
     new("plan", "--detailed-exitcode", code=0)
     (old.docs / "later").write_text("later")
     old("apply", "--yes", code=11)
+
+
+def test_a_lost_state_is_made_anew(cloud: Cloud, tmp_path: Path) -> None:
+    host = cloud.host(tmp_path / "a", "a", "docs")
+    fill(host.docs, 4, 40)
+    host("init", "--yes")
+    host("apply", "--yes")
+    stored = stored_below(cloud)
+    shutil.rmtree(host.base / "state")
+    host("rebuild", *cloud.opening)
+    host("plan", "--detailed-exitcode", code=0)
+    shutil.rmtree(host.base / "state")
+    # Where nothing is at hand that opens the run logs, the index says enough.
+    (host.docs / "new").write_text("after the loss\n")
+    assert host.lines("apply", "--yes")[-1]["bytes_uploaded"] == len("after the loss\n")
+    host("plan", "--detailed-exitcode", code=0)
+    assert len(stored_below(cloud)) == len(stored) + 1, "the new one alone"
+    assert restored(cloud, host, "docs") == contents(host.docs)
 
 
 def test_a_lost_table_is_made_anew(cloud: Cloud, tmp_path: Path) -> None:
@@ -265,14 +235,16 @@ def test_a_lost_table_is_made_anew(cloud: Cloud, tmp_path: Path) -> None:
     client.update_table(TableName=cloud.table, DeletionProtectionEnabled=False)
     client.delete_table(TableName=cloud.table)
     host("plan", code=10)
-    host("rebuild", "--index", "--yes")
+    host("rebuild", "--index", "--yes", *cloud.opening)
     # A new index is not believed to have every name: the next apply writes them again, and uploads nothing.
     assert host.lines("apply", "--yes")[-1]["objects_put"] == 0
     host("plan", "--detailed-exitcode", code=0)
-    assert_consistent(cloud)
+    cloud.assert_whole()
     assert client.get_item(TableName=cloud.table, Key={"hash": {"S": f"{PREFIX}docs"}})["Item"]
+    assert restored(cloud, host, "docs") == contents(host.docs)
 
 
+@pytest.mark.parametrize("cloud", [OBJECTS], indirect=True, ids=str)
 def test_wrong_places_and_keys_are_one_message_each(cloud: Cloud, tmp_path: Path) -> None:
     host = cloud.host(tmp_path / "a", "a", "docs")
     assert "init" in host("plan", code=10).stderr
