@@ -95,7 +95,7 @@ class State:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA cache_size=-8000")
+            self._db.execute("PRAGMA cache_size=-4000")
             self._prepare()
 
     def _prepare(self) -> None:

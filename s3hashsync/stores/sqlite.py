@@ -105,7 +105,7 @@ class SqliteIndex:
         self._db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
         self._db.execute("PRAGMA fullfsync = ON")  # macOS: fsync(2) stops at the disk's cache
         self._db.execute("PRAGMA wal_autocheckpoint = 4000")
-        self._db.execute("PRAGMA cache_size = -32768")
+        self._db.execute("PRAGMA cache_size = -8192")
         self._db.execute("PRAGMA trusted_schema = OFF")
 
     def _check_format(self, *, create: bool) -> None:
