@@ -45,8 +45,8 @@ Form = dict[str, object]
 
 PACKED: Form = {"encryption": True, "pack": PackSettings(below=1 << 20, size=1 << 20)}
 THOROUGH = bool(os.environ.get("S3HASHSYNC_SLOW"))
-LIVES = int(os.environ.get("S3HASHSYNC_LIVES", "30"))
-KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "25"))
+LIVES = int(os.environ.get("S3HASHSYNC_LIVES", "12"))
+KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "10"))
 ORIGINAL_TRANSACTION = State._transaction
 
 
