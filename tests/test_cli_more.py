@@ -99,11 +99,16 @@ def on_a_terminal(program: Program, *words: str) -> tuple[int, int]:
     return pid, terminal
 
 
-def read_until(terminal: int, wanted: str | None) -> str:
+def read_until(terminal: int, wanted: str | None, again: bytes = b"") -> str:
+    """`again` is typed once more whenever nothing has come for a while."""
     said = b""
     # Linux answers with an error, not with an end, when the other side of a terminal is gone.
     with contextlib.suppress(OSError):
-        while (wanted is None or wanted.encode() not in said) and (data := os.read(terminal, 4096)):
+        while wanted is None or wanted.encode() not in said:
+            while again and not select.select([terminal], [], [], 2.0)[0]:
+                os.write(terminal, again)
+            if not (data := os.read(terminal, 4096)):
+                break
             said += data
     return said.decode()
 
@@ -113,10 +118,8 @@ def test_the_question_takes_one_answer(program: Program, answer: bytes, code: in
     pid, terminal = on_a_terminal(program, "apply")
     read_until(terminal, "Apply this plan?")
     os.write(terminal, answer)
-    while answer == b"\x03" and not select.select([terminal], [], [], 5.0)[0]:
-        # A signal between the question and the system's waiting for an answer is noticed only with the next one.
-        os.write(terminal, answer)
-    said = read_until(terminal, None)
+    # A signal between the question and the system's waiting for an answer is noticed only with the next one.
+    said = read_until(terminal, None, again=answer if answer == b"\x03" else b"")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
     assert ("nothing was done" in said) == (code != 0)
     os.close(terminal)

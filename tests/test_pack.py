@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3hashsync.codec.pack import END, FRAME_BYTES, FrameBuilder, decode_frame, end_frame, hashes_of, padded
+from s3hashsync.codec.pack import END, FRAME_BYTES, FrameBuilder, Uncompressed, decode_frame, end_frame, hashes_of, padded
 from s3hashsync.core.model import ContentHash, Entry, Kind, Sha256
 from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
+from s3hashsync.run import helper as helper_module
 from s3hashsync.run import packing
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.frames import FrameMaker, ThreadFrames
@@ -226,18 +228,35 @@ def test_a_pack_that_does_not_open_again_is_not_sent(
         packer.close().result()
 
 
+@pytest.mark.parametrize("packer", ["threads"], indirect=True)
 def test_a_wrong_place_for_a_content_is_found(folder: Folder, packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two contents of one length whose places are exchanged: sizes and checksums of the frame are right."""
-    verify = packing._verify
+    take = FrameBuilder.take
 
-    def exchanged(body: Spool, seal: None, shapes: list[packing._Shape], sha256: dict[ContentHash, Sha256]) -> None:
-        first, second = sha256
-        verify(body, seal, shapes, {first: sha256[second], second: sha256[first]})
+    def exchanged(builder: FrameBuilder) -> Uncompressed:
+        taken = take(builder)
+        first, second = taken.members
+        return replace(taken, members=(replace(first, hash=second.hash), replace(second, hash=first.hash)))
 
-    monkeypatch.setattr(packing, "_verify", exchanged)
+    monkeypatch.setattr(FrameBuilder, "take", exchanged)
     packer.add(*folder.write("a", b"first!"))
     packer.add(*folder.write("b", b"second"))
-    with pytest.raises(Corrupt, match="comes out of it as another one"):
+    with pytest.raises(Corrupt, match=r"comes out of it as another one.*nothing of it was sent"):
+        packer.close().result()
+
+
+@pytest.mark.parametrize("packer", ["threads"], indirect=True)
+def test_a_frame_that_does_not_open_again_is_not_sent(folder: Folder, packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
+    compress = Uncompressed.compress
+
+    def flipped(taken: Uncompressed) -> bytes:
+        data = bytearray(compress(taken))
+        data[len(data) // 2] ^= 4
+        return bytes(data)
+
+    monkeypatch.setattr(Uncompressed, "compress", flipped)
+    packer.add(*folder.write("a", random.Random(4).randbytes(5000)))
+    with pytest.raises(Corrupt, match="nothing of it was sent"):
         packer.close().result()
 
 
@@ -259,6 +278,20 @@ def test_a_full_disk_ends_the_packing_and_hangs_nothing(folder: Folder, packer: 
 
 
 # The other process
+
+
+def test_a_frame_that_the_helper_cannot_open_again_is_not_sent(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "from s3hashsync.codec import pack; pack.Uncompressed.compress = lambda taken: taken.tar; "
+    monkeypatch.setattr(helper_module, "_START", helper_module._START.replace("serve()", broken + "serve()"))
+    helper = Helper()
+    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
+    packer = Packer(frames, PackLimits(1 << 20, str(folder.path)), NoKeys(), random.Random(1).randbytes, Silent())
+    packer.add(*folder.write("a", b"a"))
+    with pytest.raises(Corrupt, match="nothing of it was sent") as caught:
+        packer.close().result()
+    assert "memory" in str(caught.value.hint)
+    packer.stop()
+    helper.close()
 
 
 def test_a_helper_that_dies_is_an_error_and_no_hang(folder: Folder) -> None:

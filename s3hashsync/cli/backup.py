@@ -156,8 +156,9 @@ def _apply(context: Context, job: Job, work: Planned, options: ApplyOptions) -> 
         output.info("Stopped. What was acknowledged is stored.")
         raise
     progress.stop()
-    emit_summary(output, summary, problems)
-    if not output.as_json:
+    if output.as_json:
+        emit_summary(output, summary, problems)
+    else:
         _print_summary(output, summary)
     if problems:
         raise Incomplete(

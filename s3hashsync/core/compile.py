@@ -6,7 +6,6 @@ index held); nothing is read here, nothing is written, no clock is asked.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import Enum
 
 from s3hashsync.core.model import ContentHash, Entry, Kind, Location, RecordState, Sha256
@@ -88,8 +87,7 @@ def compile_change(change: Change, pack_below: int = 0) -> Step | None:
     drops = _drops(change)
     if change.hash is None:
         return NoteEntry(change.source, change.entry, drops, _reason(change, change.entry))
-    step = _content_step(change, change.entry, change.hash)
-    return replace(step, packed=True) if isinstance(step, StoreContent) and change.entry.size < pack_below else step
+    return _content_step(change, change.entry, change.hash, packed=change.entry.size < pack_below)
 
 
 def _drops(change: Change) -> tuple[ContentHash, ...]:
@@ -105,7 +103,7 @@ def _removal(change: Change) -> Step | None:
     return RemoveName(change.source, change.path, kind, size, hashes, Reason.DELETED)
 
 
-def _content_step(change: Change, entry: Entry, hash_: ContentHash) -> ContentStep:
+def _content_step(change: Change, entry: Entry, hash_: ContentHash, *, packed: bool) -> ContentStep:
     expects = _expected(change)
     reason = _reason(change, entry)
     drops = _drops(change)
@@ -120,7 +118,7 @@ def _content_step(change: Change, entry: Entry, hash_: ContentHash) -> ContentSt
     if sha256 is None:
         # It could not be read now, so it cannot be uploaded: its name is written if the content is still there.
         return AddName(change.source, entry, *common, reason, expects)
-    return StoreContent(change.source, entry, hash_, sha256, drops, reason, expects)
+    return StoreContent(change.source, entry, hash_, sha256, drops, reason, expects, packed)
 
 
 def _expected(change: Change) -> Expected:

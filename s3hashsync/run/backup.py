@@ -311,10 +311,11 @@ def _workers(job: Job, session: Session, files: SourceFiles, hashed: int) -> tup
     uploader = Uploader(repository, session.state, files, upload, job.progress, job.stop)
     if settings.pack is None:
         return ledger, uploader, None
-    limits = PackLimits(settings.pack.size, job.state_folder, job.config.verify_uploads)
-    frames: FrameMaker = ThreadFrames(files.root, inodes=files.inodes)
+    verify = job.config.verify_uploads
+    limits = PackLimits(settings.pack.size, job.state_folder, verify)
+    frames: FrameMaker = ThreadFrames(files.root, inodes=files.inodes, verify=verify)
     if job.helper is not None and (job.helper.started or hashed >= WORTH_IT):
-        frames = HelperFrames(job.helper, folder_of(session.source.path, files.root), inodes=files.inodes)
+        frames = HelperFrames(job.helper, folder_of(session.source.path, files.root), inodes=files.inodes, verify=verify)
     return ledger, uploader, Packer(frames, limits, repository.keys, job.entropy, job.progress)
 
 

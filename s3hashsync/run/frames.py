@@ -1,4 +1,4 @@
-"""Frames of packs: files are read, hashed and compressed, many at once.
+"""Frames of packs: files are read, hashed and compressed, many at once; and opened again before the frame counts.
 
 Decides that a file which is not what was planned is left out. Knows nothing of packs and their order. What is asked for and what
 comes back are plain tuples, for they may travel between processes (`run.helper`).
@@ -10,16 +10,17 @@ import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeAlias
 
-from s3hashsync.codec.pack import FrameBuilder
+from s3hashsync.codec.pack import FrameBuilder, Uncompressed, decode_frame
 from s3hashsync.core.model import ContentHash, Sha256
 from s3hashsync.disk.read import Facts, open_stable
-from s3hashsync.errors import ChangedUnderfoot
+from s3hashsync.errors import ChangedUnderfoot, Corrupt
 
 Wanted: TypeAlias = tuple[ContentHash, Sha256, bytes, int, int, int]
 """A content and the file that should hold it: hash, SHA-256, path, size, mtime (ns), inode."""
 
-Frame: TypeAlias = tuple[bytes, int, list[tuple[ContentHash, int, int]]]
-"""The compressed frame, its tar bytes, and the members that are in it: hash, offset, size."""
+Frame: TypeAlias = tuple[bytes, int, list[tuple[ContentHash, int, int]], bytes]
+"""The compressed frame, its tar bytes, the members that are in it (hash, offset, size), and the frame's own SHA-256, taken before
+it was opened again: what has it later is what was opened."""
 
 
 class FrameMaker(Protocol):
@@ -30,8 +31,9 @@ class FrameMaker(Protocol):
     def close(self) -> None: ...
 
 
-def make_frame(root: int, wanted: list[Wanted], *, inodes: bool) -> Frame:
-    """The frame of these files below the open folder `root`; `inodes`: whether inodes mean anything there."""
+def make_frame(root: int, wanted: list[Wanted], *, inodes: bool, verify: bool) -> Frame:
+    """The frame of these files below the open folder `root`; `inodes`: whether inodes mean anything there; `verify`: `Corrupt`
+    when it does not open to what was read."""
     builder = FrameBuilder()
     for hash_, sha256, path, size, mtime_ns, inode in wanted:
         try:
@@ -42,20 +44,43 @@ def make_frame(root: int, wanted: list[Wanted], *, inodes: bool) -> Frame:
         if hashlib.sha256(content).digest() == sha256:
             builder.add(hash_, content)
     taken = builder.take()
+    data = taken.compress()
+    digest = hashlib.sha256(data).digest()
+    if verify:
+        _check_opens(data, taken, {hash_: sha256 for hash_, sha256, *_ in wanted})
     members = [(member.hash, member.offset, member.size) for member in taken.members]
-    return taken.compress(), len(taken.tar), members
+    return data, len(taken.tar), members, digest
+
+
+def _check_opens(frame: bytes, taken: Uncompressed, sha256: dict[ContentHash, Sha256]) -> None:
+    """Open the frame as a restore would, and compare every content by its hash."""
+    try:
+        tar = memoryview(decode_frame(frame, len(taken.tar)))
+    except Corrupt as error:
+        raise failing(error.message) from error
+    for member in taken.members:
+        if hashlib.sha256(tar[member.offset : member.offset + member.size]).digest() != sha256[member.hash]:
+            raise failing(f"content {member.hash.hex()} comes out of it as another one")
+
+
+def failing(what: str) -> Corrupt:
+    return Corrupt(
+        f"a pack that was made a moment ago does not open again ({what}): nothing of it was sent",
+        "does this machine's memory fail? test it before you trust any backup of it",
+    )
 
 
 class ThreadFrames:
     """`FrameMaker` in this process."""
 
-    def __init__(self, root: int, *, inodes: bool) -> None:
+    def __init__(self, root: int, *, inodes: bool, verify: bool = True) -> None:
         self._root = root
         self._inodes = inodes
+        self._verify = verify
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="frames")
 
     def make(self, wanted: list[Wanted]) -> Future[Frame]:
-        return self._pool.submit(make_frame, self._root, wanted, inodes=self._inodes)
+        return self._pool.submit(make_frame, self._root, wanted, inodes=self._inodes, verify=self._verify)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

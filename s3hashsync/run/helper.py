@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeAlias
 
-from s3hashsync.errors import S3HashSyncError
+from s3hashsync.errors import Corrupt, S3HashSyncError
 from s3hashsync.run.frames import Frame, Wanted, make_frame
 from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
 
@@ -57,8 +57,8 @@ class Helper:
     def hash_files(self, folder: Folder, files: list[FileToHash], *, inodes: bool) -> Future[list[HashedFile]]:
         return self._ask(("hash", folder, files, inodes))
 
-    def make_frame(self, folder: Folder, wanted: list[Wanted], *, inodes: bool) -> Future[Frame]:
-        return self._ask(("frame", folder, wanted, inodes))
+    def make_frame(self, folder: Folder, wanted: list[Wanted], *, inodes: bool, verify: bool) -> Future[Frame]:
+        return self._ask(("verified frame" if verify else "frame", folder, wanted, inodes))
 
     def close(self) -> None:
         """What is not answered yet never will be."""
@@ -107,13 +107,13 @@ class Helper:
         """Takes no lock: whoever asks may hold it while the pipe is full, until an answer was taken out of the other one."""
         try:
             while (body := _receive(answers)) is not None:
-                ok, value = marshal.loads(body)
+                kind, value = marshal.loads(body)
                 answer = self._asked.popleft()
-                if ok:
+                if kind == "answer":
                     answer.set_result(value)
                 else:
-                    answer.set_exception(S3HashSyncError(f"the helper process failed: {value}"))
-        except (ValueError, EOFError, TypeError, IndexError):
+                    answer.set_exception(_FAILURES[kind](*value))
+        except (ValueError, EOFError, TypeError, LookupError):
             # Not what the helper says: something else writes into its output. It is of no use any more.
             pass
         finally:
@@ -124,13 +124,14 @@ class Helper:
 class HelperFrames:
     """`FrameMaker` in the helper."""
 
-    def __init__(self, helper: Helper, folder: Folder, *, inodes: bool) -> None:
+    def __init__(self, helper: Helper, folder: Folder, *, inodes: bool, verify: bool = True) -> None:
         self._helper = helper
         self._folder = folder
         self._inodes = inodes
+        self._verify = verify
 
     def make(self, wanted: list[Wanted]) -> Future[Frame]:
-        return self._helper.make_frame(self._folder, wanted, inodes=self._inodes)
+        return self._helper.make_frame(self._folder, wanted, inodes=self._inodes, verify=self._verify)
 
     def close(self) -> None:
         """Nothing: the helper goes on."""
@@ -149,9 +150,11 @@ def serve() -> None:
     while (body := _receive(sys.stdin.buffer)) is not None:
         kind, folder, items, inodes = marshal.loads(body)
         try:
-            answer: Any = (True, _WORK[kind](_root(roots, folder), items, inodes))
+            answer: Any = ("answer", _WORK[kind](_root(roots, folder), items, inodes))
+        except Corrupt as error:
+            answer = ("corrupt", (error.message, error.hint))
         except (S3HashSyncError, OSError) as error:
-            answer = (False, str(error))
+            answer = ("failed", (f"the helper process failed: {error}",))
         data = marshal.dumps(answer)
         try:
             answers.write(_LENGTH.pack(len(data)))
@@ -175,8 +178,10 @@ def _root(roots: dict[Folder, int], folder: Folder) -> int:
 
 _WORK: dict[str, Callable[[int, Any, bool], object]] = {
     "hash": lambda root, files, inodes: hash_files(root, files, inodes=inodes),
-    "frame": lambda root, wanted, inodes: make_frame(root, wanted, inodes=inodes),
+    "frame": lambda root, wanted, inodes: make_frame(root, wanted, inodes=inodes, verify=False),
+    "verified frame": lambda root, wanted, inodes: make_frame(root, wanted, inodes=inodes, verify=True),
 }
+_FAILURES = {"corrupt": Corrupt, "failed": S3HashSyncError}
 
 
 def _receive(source: BinaryIO) -> bytes | None:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from s3hashsync.codec.pack import BLOCK, Member, decode_frame, end_frame, fills_frame, padded
-from s3hashsync.core.model import ContentHash, PackAt, Sha256
+from s3hashsync.codec.pack import BLOCK, end_frame, fills_frame, padded
+from s3hashsync.core.model import ContentHash, PackAt
 from s3hashsync.core.value import value
 from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import Corrupt
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.encoding import opened_again
-from s3hashsync.run.frames import Frame, FrameMaker, Wanted
+from s3hashsync.run.frames import Frame, FrameMaker, Wanted, failing
 from s3hashsync.run.keyring import Keyring, Seal
 from s3hashsync.run.progress import Progress
 
@@ -131,15 +131,12 @@ class Packer:
 
 @value
 class _Shape:
-    """What a frame must turn out to be again."""
+    """What a frame must turn out to be again: see `run.frames.Frame`."""
 
     length: int
     tar_size: int
-    members: tuple[Member, ...]
-
-    def share(self, member: Member) -> int:
-        """The member's part of the stored bytes."""
-        return max(1, self.length * (BLOCK + padded(member.size)) // self.tar_size)
+    members: list[tuple[ContentHash, int, int]]
+    digest: bytes
 
 
 class _Making:
@@ -153,7 +150,6 @@ class _Making:
         self._id = id_
         self._progress = progress
         self._shapes: list[_Shape] = []
-        self._sha256: dict[ContentHash, Sha256] = {}
         self._given = 0
         self._compressed = 0
         self._stored = 0
@@ -172,7 +168,6 @@ class _Making:
 
     def feed(self, wanted: list[Wanted], tar_size: int) -> None:
         self._given += tar_size
-        self._sha256.update((hash_, sha256) for hash_, sha256, *_ in wanted)
         self._put(self._maker.make(wanted))
 
     def end(self) -> Future[Pack]:
@@ -193,11 +188,12 @@ class _Making:
         frames = self._frames()
         body = Spool(self._limits.folder, frames if self._seal is None else self._seal.stream(frames))
         try:
-            if self._limits.verify:
-                _verify(body, self._seal, self._shapes, self._sha256)
             digest = hashlib.sha256()
-            for piece in body:
-                digest.update(piece)
+            pieces = _hashed(body, digest)
+            if self._limits.verify:
+                _verify(pieces, self._seal, self._shapes)
+            for _ in pieces:
+                pass
         except BaseException:
             body.close()
             raise
@@ -206,10 +202,10 @@ class _Making:
 
     def _frames(self) -> Iterator[bytes]:
         while (future := self._waiting.get()) is not None:
-            data, tar_size, members = future.result()
+            data, tar_size, members, digest = future.result()
             if not members:
                 continue
-            self._shapes.append(_Shape(len(data), tar_size, tuple(Member(*member) for member in members)))
+            self._shapes.append(_Shape(len(data), tar_size, members, digest))
             self._stored += len(data)
             self._compressed += tar_size
             self._progress.advance(len(members), sum(size for _, _, size in members))
@@ -220,28 +216,34 @@ class _Making:
 def _places(shapes: list[_Shape]) -> Iterator[tuple[ContentHash, PackedContent]]:
     start = 0
     for shape in shapes:
-        for member in shape.members:
-            yield member.hash, PackedContent(start, shape.length, member.offset, member.size, shape.share(member))
-        start += shape.length
+        length, tar_size = shape.length, shape.tar_size
+        for hash_, offset, size in shape.members:
+            # What it takes of the stored bytes, in proportion.
+            share = max(1, length * (BLOCK + padded(size)) // tar_size)
+            yield hash_, PackedContent(start, length, offset, size, share)
+        start += length
 
 
-def _verify(body: Sequence[bytes], seal: Seal | None, shapes: list[_Shape], sha256: Mapping[ContentHash, Sha256]) -> None:
-    """Open the pack as a restore would, frame by frame, and compare every content by its hash."""
-    opened = opened_again(iter(body), seal)
+def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+
+
+def _verify(body: Iterator[bytes], seal: Seal | None, shapes: list[_Shape]) -> None:
+    """Open the pack as a restore would: every frame must be the one that its maker has opened and compared."""
+    opened = opened_again(body, seal)
     rest = bytearray()
     try:
         for shape in shapes:
             while len(rest) < shape.length:
                 rest += next(opened)
-            tar = memoryview(decode_frame(bytes(rest[: shape.length]), shape.tar_size))
+            if hashlib.sha256(memoryview(rest)[: shape.length]).digest() != shape.digest:
+                raise Corrupt("a frame comes out of it as another one")
             del rest[: shape.length]
-            for member in shape.members:
-                if hashlib.sha256(tar[member.offset : member.offset + member.size]).digest() != sha256[member.hash]:
-                    raise Corrupt(f"content {member.hash.hex()} comes out of it as another one")
         if b"".join((rest, *opened)) != end_frame():
             raise Corrupt("it does not end as it should")
-    except (Corrupt, StopIteration) as error:
-        raise Corrupt(
-            f"a pack that was made a moment ago does not open again ({error}): nothing of it was sent",
-            "does this machine's memory fail? test it before you trust any backup of it",
-        ) from error
+    except Corrupt as error:
+        raise failing(error.message) from error
+    except StopIteration as error:
+        raise failing("it is cut off") from error
