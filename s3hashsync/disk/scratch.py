@@ -50,16 +50,22 @@ LEFT JOIN moves AS left ON left.gone = c.n
 ORDER BY o.rowid
 """
 
+_GROUP = """
+CREATE TABLE contents AS
+SELECT hash, count(*) AS paths FROM hashes JOIN changes USING (n) WHERE verdict != 'metadata' GROUP BY hash
+"""
+
+# Most contents have one path: only the others are worth a partition, which costs as much as all the rest.
 _ORDER = """
+CREATE TABLE copies (n INTEGER PRIMARY KEY, first INTEGER NOT NULL, place INTEGER NOT NULL);
+INSERT INTO copies
+SELECT n, min(n) OVER (PARTITION BY hash), min(n) OVER (PARTITION BY source, hash)
+FROM hashes JOIN changes USING (n)
+WHERE hash IN (SELECT hash FROM contents WHERE paths > 1) AND verdict != 'metadata';
 CREATE TABLE ordered AS
-SELECT n, first, brings FROM (
-  SELECT n, source, hash IS NOT NULL AND verdict != 'metadata' AS brings,
-         CASE WHEN hash IS NOT NULL AND verdict != 'metadata'
-              THEN min(n) OVER (PARTITION BY hash, verdict = 'metadata') ELSE n END AS first,
-         CASE WHEN hash IS NOT NULL AND verdict != 'metadata'
-              THEN min(n) OVER (PARTITION BY source, hash, verdict = 'metadata') ELSE n END AS place
-  FROM changes LEFT JOIN hashes USING (n))
-ORDER BY source, place, n
+SELECT n, coalesce(first, n) AS first, hash IS NOT NULL AND verdict != 'metadata' AS brings
+FROM changes LEFT JOIN hashes USING (n) LEFT JOIN copies USING (n)
+ORDER BY source, coalesce(place, n), n
 """
 
 _TO_HASH = """
@@ -153,8 +159,9 @@ class Scratch:
         self._db.execute("COMMIT")
 
     def hashes(self) -> Iterator[list[ContentHash]]:
-        """Every content that a change brings, in batches, each once."""
-        cursor = self._db.execute("SELECT DISTINCT hash FROM hashes JOIN changes USING (n) WHERE verdict != 'metadata'")
+        """Every content that a change brings, in batches, each once: when everything has been added."""
+        self._db.execute(_GROUP)
+        cursor = self._db.execute("SELECT hash FROM contents")
         while batch := cursor.fetchmany(2000):
             yield [ContentHash(row[0]) for row in batch]
 
@@ -165,8 +172,11 @@ class Scratch:
         )
 
     def join(self) -> None:
-        """Pair moves and fix the order: once, when everything has been added."""
-        self._db.executescript(_PAIR + ";" + _ORDER)
+        """Pair moves and fix the order: once, after `hashes`."""
+        # Numbering all that is new takes longer than everything else here.
+        if self._db.execute("SELECT 1 FROM changes WHERE verdict = 'gone' LIMIT 1").fetchone():
+            self._db.execute(_PAIR)
+        self._db.executescript(_ORDER)
 
     def changes(self) -> Iterator[Change]:
         """All changes in the order in which they are to be taken; may be called again and again after `join`."""
