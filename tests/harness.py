@@ -34,14 +34,16 @@ from s3hashsync.run.contents import Contents
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
 from s3hashsync.run.history import CHECKPOINT, Present, Removed, read_header, read_segment
 from s3hashsync.run.keyring import Keyring
-from s3hashsync.run.keys import HostPlace, RepositoryKeys, check_pins
+from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.lease import read_source
+from s3hashsync.run.pins import HostPlace, check_pins
 from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.repository import Identity, Repository, initialise, open_repository, plain_keys
 from s3hashsync.run.unlock import Opener, opener_from
 from s3hashsync.stores.base import Index, ObjectStore
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.sqlite import SqliteIndex
+from tests.memory import fast_folder as fast_folder
 
 SOURCE = "photos"
 SLOW = pytest.mark.skipif(not os.environ.get("S3HASHSYNC_SLOW"), reason="minutes: set S3HASHSYNC_SLOW=1")
@@ -87,6 +89,7 @@ class House:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._seen: Repository | None = None
         self.source.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -266,6 +269,19 @@ class House:
 
     # Looking
 
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[Repository]:
+        """As it is, with the user's identity. Looks inside of a look share its repository: opening takes most of the time."""
+        if self._seen is not None:
+            yield self._seen
+            return
+        with self.repository() as repository:
+            self._seen = repository
+            try:
+                yield repository
+            finally:
+                self._seen = None
+
     def records(self) -> dict[ContentHash, Record]:
         with self._stores() as (_, index):
             return {item.hash: item for item in index.scan() if isinstance(item, Record)}
@@ -280,20 +296,21 @@ class House:
         return self._names_by_hash().get(hash_, frozenset())
 
     def _names_by_hash(self) -> dict[ContentHash, frozenset[str]]:
-        with self.repository() as repository:
+        with self.looked_at() as repository:
             return names_by_hash(repository)
 
     def stored_versions(self) -> dict[str, list[str]]:
         """Stem to versions: everything that lies in the store, whether anybody points to it or not."""
         out: dict[str, list[str]] = {}
-        with self._stores() as (objects, _):
+        with self.looked_at() as repository:
+            objects = repository.objects
             for version in itertools.chain(objects.versions("objects/"), objects.versions("packs/")):
                 out.setdefault(version.stem, []).append(version.version)
         return out
 
     def logged(self) -> dict[bytes, Present]:
         """The source as its run logs tell it, from the segment that the state stands on."""
-        with self.repository() as repository, self.state() as state:
+        with self.looked_at() as repository, self.state() as state:
             facts = read_source(repository.index, self.source_name)
             return replay(repository, state.anchor().head or (facts.head if facts else ""))
 
@@ -301,7 +318,7 @@ class House:
         """What the source's files hold: names and hashes of all that are not empty."""
         out: dict[str, ContentHash] = {}
         root = os.fsencode(self.source)
-        with self.repository() as repository:
+        with self.looked_at() as repository:
             for folder, _, files in os.walk(root):
                 for file in files:
                     path = os.path.join(folder, file)
@@ -316,6 +333,10 @@ class House:
     def assert_safe(self) -> None:
         """After anything: bytes of every live or trash record are there and right; what the state takes for
         acknowledged is in the index and in the run logs."""
+        with self.looked_at():
+            self._assert_safe()
+
+    def _assert_safe(self) -> None:
         assert_contents_readable(self)
         if not self.state_path.exists():
             return
@@ -331,7 +352,7 @@ class House:
 
     def assert_logs_restorable(self) -> None:
         """A lost laptop: whatever the run logs say of the source is in the index, under its name, with its bytes."""
-        with self.repository() as repository:
+        with self.looked_at() as repository:
             names = names_by_hash(repository)
             facts = read_source(repository.index, self.source_name)
             head = facts.head if facts else ""
@@ -341,15 +362,20 @@ class House:
 
     def assert_holds(self) -> None:
         """Every file of the source is in the index under its own content, whatever else is there."""
-        self.assert_safe()
-        names = self._names_by_hash()
-        for name, hash_ in self.contents().items():
-            assert name in names.get(hash_, ()), f"{name} is not in the index"
+        with self.looked_at():
+            self.assert_safe()
+            names = self._names_by_hash()
+            for name, hash_ in self.contents().items():
+                assert name in names.get(hash_, ()), f"{name} is not in the index"
 
     def assert_converged(self, *, copies: int = 1) -> None:
         """After a run that came to its end: index, run logs and store hold the source, all of it and nothing else."""
-        self.assert_safe()
-        assert self.plan() == []
+        with self.looked_at():
+            self.assert_safe()
+            assert self.plan() == []
+            self._assert_holds_the_source(copies)
+
+    def _assert_holds_the_source(self, copies: int) -> None:
         wanted = self.contents()
         mine = {name: h for name, h in self.names().items() if name.startswith(f"{self.source_name}/")}
         assert mine == wanted
@@ -411,7 +437,7 @@ def assert_contents_readable(house: House) -> None:
             pass
         verify()
 
-    with house.repository() as repository:
+    with house.looked_at() as repository:
         contents = Contents(repository)
         for item in repository.index.scan():
             if isinstance(item, Record) and item.state in (RecordState.LIVE, RecordState.TRASH):
@@ -424,8 +450,3 @@ def paths_below(root: Path) -> Iterator[bytes]:
     for folder, folders, files in os.walk(top):
         for name in (*folders, *files):
             yield os.path.relpath(os.path.join(folder, name), top)
-
-
-def fast_folder() -> Path | None:
-    """A folder in memory, where there is one: thousands of small syncs."""
-    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None

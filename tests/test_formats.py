@@ -177,6 +177,8 @@ class Reader:
         assert mac(self.document_key, canonical(self.recipients)).hex() == said_mac
         assert self.recipients["s3hashsync"] == "recipients"
         assert (self.recipients["repository"], self.recipients["epoch"]) == (self.about["id"], max(self.epochs))
+        sealed = (self.folder / "keys" / f"{max(self.epochs)}.age").read_bytes()
+        assert self.recipients["describes"] == {hashlib.sha256(sealed).hexdigest(): self.recipients["recipients"]}
 
     def source_keys(self, source: str) -> tuple[bytes, bytes]:
         """Name key and log key."""
@@ -446,7 +448,7 @@ def check_controls(database: sqlite3.Connection, about: dict[str, object]) -> No
         "format": "1",
     }
     assert controls["sources"] == {"docs": "1"}
-    assert set(controls["source:docs"]) == {"host", "run", "head", "updated", "files", "size", "rewrite"}
+    assert set(controls["source:docs"]) == {"host", "run", "head", "updated", "files", "size", "rewrite", "unfinished"}
 
 
 def check_pack_items(database: sqlite3.Connection, made: Made) -> None:

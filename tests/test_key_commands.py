@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from s3hashsync.cli.app import Context, run
 from s3hashsync.cli.keys import key_command
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity
+from s3hashsync.codec.key_files import digest_of, parse_epoch, parse_recipients
 from tests.program import Program
 
 ROOT = Path(__file__).parent.parent
@@ -324,10 +326,39 @@ def test_identity_files_that_are_none(ready: Sealed) -> None:
     (ready.base / "bad.txt").write_text(f"AGE-SECRET-KEY-1{'Q' * 58}\n")
     (ready.base / "public.txt").write_text(ready.recipient("ann"))
     (ready.base / "folder").mkdir()
-    for name, code in (("missing.txt", 2), ("bad.txt", 2), ("public.txt", 2), ("folder", 1)):
+    for name, code in (("missing.txt", 2), ("bad.txt", 2), ("public.txt", 2), ("folder", 2)):
         done = ready("ls", "docs", "--identity", name, code=code)
         assert name in done.stderr
         assert "Q" * 58 not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["-----BEGIN OPENSSH PRIVATE KEY-----\nb3Blbn\n", "ssh-ed25519 AAAA me\n"])
+def test_an_ssh_key_is_no_identity(ready: Sealed, text: str) -> None:
+    (ready.base / "id").write_text(text)
+    done = ready("key", "drill", "--identity", "id", code=2)
+    assert "SSH key" in done.stderr
+    assert "key generate" in done.stderr
+
+
+def test_secrets_that_are_no_text_are_named(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    no_text = os.fsdecode(b"\xff\xfe")
+    ready.configure("ann", "ben", more="  identity: {env: BACKUP_IDENTITY}\n")
+    for name, env in (("encryption.identity", "BACKUP_IDENTITY"), ("S3HASHSYNC_IDENTITY", "S3HASHSYNC_IDENTITY")):
+        assert name in ready("ls", "docs", env={env: no_text}, code=2).stderr
+    ready.configure("ann", "ben", more="  passphrase: {env: BACKUP_WORD}\n")
+    for env in ("BACKUP_WORD", "S3HASHSYNC_PASSPHRASE"):
+        ready("ls", "docs", env={env: no_text}, code=12)
+    ready("ls", "docs", "--identity", no_text, code=2)
+
+
+def test_rebuild_does_not_make_do_without_the_identity_that_it_was_given(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    ready("rebuild", "--identity", "eve.txt", code=12)
+    ready("rebuild", env={"S3HASHSYNC_IDENTITY_FILE": "eve.txt"}, code=12)
+    ready("rebuild", "--identity", "missing.txt", code=2)
+    ready("rebuild", "--identity", "ann.txt")
+    ready("rebuild")
 
 
 def test_an_identity_that_others_can_read_is_warned_of(ready: Sealed) -> None:
@@ -414,8 +445,183 @@ def test_add_and_remove(ready: Sealed) -> None:
     for name in ("eve", "ben"):
         ready("ls", "docs", "--identity", f"{name}.txt", code=12)
     assert "last recipient" in ready("key", "remove", ready.recipient("ann"), "--identity", "ann.txt", code=4).stderr
-    assert "is not listed" in ready("key", "remove", ready.recipient("eve"), "--identity", "ann.txt").stderr
     ready("ls", "docs", "--identity", "ann.txt")
+
+
+def test_add_says_everybody_who_can_open_it_now(ready: Sealed) -> None:
+    said = ready("key", "add", ready.recipient("eve"), "--identity", "ann.txt").stdout
+    assert all(f"the identity of {ready.recipient(name)}" in said for name in ("ann", "ben", "eve"))
+    assert "Tried: the identity file ann.txt." in said
+
+
+def test_whoever_is_not_there_cannot_be_removed(ready: Sealed) -> None:
+    before = trees(ready, "repo/keys")
+    for words in ((ready.recipient("eve"),), ("--passphrase",), (ready.recipient("ben"), ready.recipient("eve"))):
+        done = ready("key", "remove", *words, "--identity", "ann.txt", code=2)
+        assert all(ready.recipient(name) in done.stderr for name in ("ann", "ben"))
+    assert trees(ready, "repo/keys") == before
+
+
+def test_a_removal_that_was_cut_short_is_ended_by_the_same_command(ready: Sealed) -> None:
+    keys, ben = ready.base / "repo" / "keys", ready.recipient("ben")
+    old = (keys / "1.age").read_bytes()
+    ready("key", "remove", ben, "--identity", "ann.txt")
+    (keys / "1.age").write_bytes(old)
+    # The list of that very change, as it stood beside both files.
+    root = parse_epoch(age.decrypt(old, (ready.people["ann"],)), "keys/1.age").root
+    listed = parse_recipients((keys / "recipients.json").read_bytes()).stated
+    both = replace(listed, describes={**listed.describes, digest_of(old): listed.recipients})
+    (keys / "recipients.json").write_bytes(both.render(root))
+    assert "cut short" in ready("key", "list").stderr
+    ready("key", "remove", ben, "--identity", "ann.txt")
+    ready("key", "drill", "--identity", "ben.txt", code=12)
+    assert "cut short" not in ready("key", "list").stderr
+
+
+# The key files, as far as a host sees them
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "text", "changed header"])
+def test_nothing_is_written_into_what_nobody_could_open(ready: Sealed, damage: str) -> None:
+    ready("apply", "--yes")
+    (ready.docs / "b.txt").write_text("b\n")
+    path = ready.base / "repo" / "keys" / "1.age"
+    data = path.read_bytes()
+    path.unlink()
+    changed = {"empty": b"", "cut": data[:350], "text": b"hello", "changed header": data.replace(b"X25519", b"Y25519")}
+    if damage in changed:
+        path.write_bytes(changed[damage])
+    before = trees(ready, "repo/objects", "repo/runs")
+    for words in (("plan",), ("apply", "--yes"), ("init",)):
+        done = ready(*words, code=1)
+        assert "keys/1.age" in done.stderr
+        assert "recovery kit" in done.stderr
+    assert trees(ready, "repo/objects", "repo/runs") == before
+    assert "keys/1.age" in ready("doctor", code=4).stdout
+    for words in (("status",), ("key", "list")):
+        assert "keys/1.age" in ready(*words).stderr
+    path.write_bytes(data)
+    ready("apply", "--yes")
+    for words in (("status",), ("key", "list"), ("doctor",), ("init",), ("plan",)):
+        done = ready(*words)
+        assert "1.age" not in done.stdout + done.stderr
+
+
+def test_a_passphrase_that_is_left_opens_it_and_mends_it(sealed: Sealed) -> None:
+    sealed.configure("ann", more="  passphrase: {env: BACKUP_WORD}\n")
+    word = {"BACKUP_WORD": WORD}
+    sealed("init", env=word)
+    keys = sealed.base / "repo" / "keys"
+    (keys / "1.age").unlink()
+    for words in (("plan",), ("apply", "--yes"), ("init",), ("status",), ("key", "list")):
+        assert "run s3hashsync key sync" in sealed(*words).stderr
+    assert "keys/1.age is not there" in sealed("doctor").stdout
+    sealed("key", "sync", env=word)
+    sealed("ls", "docs", "--identity", "ann.txt")
+    (keys / "1.1.age").write_bytes(b"")
+    assert "keys/1.1.age is damaged" in sealed("key", "list").stderr
+    assert "1.1.age" not in sealed("apply", "--yes").stderr
+    (keys / "1.age").unlink()
+    assert "nobody could open" in sealed("apply", "--yes", code=1).stderr
+
+
+def test_damage_behind_the_header_shows_by_the_list(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    path = ready.base / "repo" / "keys" / "1.age"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for words in (("plan",), ("apply", "--yes"), ("init",), ("status",), ("key", "list")):
+        assert "key drill" in ready(*words).stderr
+    assert "is not the file" in ready("doctor").stdout
+
+
+# A host key file that is damaged
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "folder"])
+def test_a_damaged_host_key_file_is_in_the_way_of_writing_alone(ready: Sealed, damage: str) -> None:
+    ready("apply", "--yes")
+    path = ready.host_file
+    data = path.read_bytes()
+    path.unlink()
+    path.mkdir() if damage == "folder" else path.write_bytes(data[: 100 if damage == "cut" else 0])
+    for words in (("ls", "docs"), ("find", "a*"), ("history", "docs"), ("restore", "docs", "--to", "out"), ("key", "drill")):
+        done = ready(*words, "--identity", "ann.txt")
+        assert str(path) in done.stderr
+        assert "key enroll" in done.stderr
+    assert trees(ready, "docs") == trees(ready, "out")
+    ready("recovery-kit", "kit")
+    ready("status")
+    for words in (("doctor",), ("key", "list")):
+        assert str(path) in ready(*words).stdout
+    for words in (("plan",), ("apply", "--yes")):
+        done = ready(*words, code=1)
+        assert str(path) in done.stderr
+    if damage == "folder":
+        path.rmdir()
+    said = ready("key", "enroll", "--identity", "ann.txt")
+    assert "compare" in said.stdout
+    assert path.read_bytes() == data
+    ready("apply", "--yes")
+    assert str(path) not in ready("ls", "docs", "--identity", "ann.txt").stderr
+
+
+@pytest.mark.parametrize("other", [{}, {"id": "cd" * 16}])
+def test_beside_a_damaged_host_key_file_nothing_is_believed_to_be_plain(ready: Sealed, other: dict[str, str]) -> None:
+    ready("apply", "--yes")
+    ready.write_encryption("")
+    document = ready.base / "repo" / "repository.json"
+    document.write_text(json.dumps(json.loads(document.read_text()) | {"encryption": "off", "hash": "sha256"} | other))
+    ready.host_file.write_bytes(b"")
+    for words in (("plan",), ("apply", "--yes"), ("ls", "docs", "--identity", "ann.txt")):
+        assert str(ready.host_file) in ready(*words, code=12).stderr
+
+
+def test_a_host_key_file_of_another_repository_keeps_being_refused(ready: Sealed) -> None:
+    ready("apply", "--yes")
+    body = json.loads(ready.host_file.read_text())
+    for other in ({"fingerprint": "00" * 10}, {"repository": "cd" * 16}):
+        ready.host_file.write_text(json.dumps(body | other))
+        for words in (("plan",), ("ls", "docs", "--identity", "ann.txt"), ("key", "enroll", "--identity", "ann.txt")):
+            ready(*words, code=12)
+
+
+# The configuration's passphrase
+
+
+def test_sync_adds_a_changed_passphrase_and_says_that_the_old_one_stays(ready: Sealed) -> None:
+    ready.configure("ann", "ben", more="  passphrase: {env: BACKUP_WORD}\n")
+    assert "+ 1 passphrase" in ready("key", "sync", "--identity", "ann.txt", env={"BACKUP_WORD": WORD}).stdout
+    again = ready("key", "sync", "--identity", "ann.txt", env={"BACKUP_WORD": WORD})
+    assert "+ 1 passphrase" not in again.stdout
+    assert "key remove" not in again.stderr
+    unset = ready("key", "sync", "--identity", "ann.txt")
+    assert "it was not compared" in unset.stderr
+    changed = ready("key", "sync", "--identity", "ann.txt", env={"BACKUP_WORD": "another one"})
+    assert "+ 1 passphrase" in changed.stdout
+    assert "and the new passphrase" in changed.stdout
+    assert "key remove --passphrase" in changed.stderr
+    for word in (WORD, "another one"):
+        ready("key", "drill", env={"BACKUP_WORD": word})
+    ready.configure("ann", "ben")
+    assert "names no passphrase" in ready("key", "sync", "--identity", "ann.txt").stdout
+    ready("key", "remove", "--passphrase", "--identity", "ann.txt")
+    assert "names no passphrase" not in ready("key", "sync", "--identity", "ann.txt").stdout
+
+
+def test_a_secret_that_others_can_read_is_warned_of_once(ready: Sealed) -> None:
+    config = ready.base / "backup.yaml"
+    ready.configure("ann", "ben", more=f"  passphrase: {WORD}\n")
+    config.chmod(0o644)
+    for words in (("plan",), ("validate",), ("doctor",)):
+        done = ready(*words)
+        assert (done.stdout + done.stderr).count(f"chmod 600 {config}") == 1
+        assert WORD not in done.stdout + done.stderr
+    config.chmod(0o600)
+    assert "chmod" not in ready("validate").stderr
+    ready.configure("ann", "ben", more="  passphrase: {env: BACKUP_WORD}\n")
+    config.chmod(0o644)
+    assert "chmod" not in ready("validate").stderr
 
 
 def test_plan_shows_what_sync_would_change_and_sync_changes_it(ready: Sealed) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -40,8 +41,10 @@ from s3hashsync.core.model import Sha256
 from s3hashsync.disk.host_key import PrivateFile
 from s3hashsync.errors import Corrupt, Refused, S3HashSyncError, UsageError, WrongKey
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
-from s3hashsync.run.keys import HostPlace, RepositoryKeys, check_pins
-from s3hashsync.run.recipients import Wanted, change_recipients, difference, unlisted
+from s3hashsync.run.key_health import check_writable, key_faults, unlisted
+from s3hashsync.run.keys import RepositoryKeys
+from s3hashsync.run.pins import HostPlace, check_pins
+from s3hashsync.run.recipients import Wanted, begin_change, change_recipients, difference
 from s3hashsync.run.repository import Identity, initialise, read_identity
 from s3hashsync.run.unlock import Opener, opener_from, unlock
 from s3hashsync.stores.base import ObjectStore
@@ -134,7 +137,7 @@ def test_a_later_format_asks_for_a_newer_version() -> None:
 def changed_values(document: bytes) -> Iterator[bytes]:
     body = json.loads(document)
     for name, value in body.items():
-        other = value + 1 if isinstance(value, int) else value[:-1] if isinstance(value, list) else f"{value[:-1]}0"
+        other = value + 1 if isinstance(value, int) else {} if isinstance(value, dict) else value[:-1]
         if other != value:
             yield json.dumps(body | {name: other}).encode()
         yield json.dumps({key: kept for key, kept in body.items() if key != name}).encode()
@@ -146,7 +149,8 @@ def changed_values(document: bytes) -> Iterator[bytes]:
 
 def test_no_changed_list_of_recipients_is_believed() -> None:
     root = RootKey(RANDOM.randbytes(32))
-    listed = RecipientList("ab" * 16, 1, tuple(str(person().recipient) for _ in range(3)), 1)
+    people = texts(*(person() for _ in range(3)))
+    listed = RecipientList("ab" * 16, 1, people, 1, {"cd" * 32: people, "ef" * 32: people[:2]})
     assert parse_recipients(listed.render(root)).check(root) == listed
     for document in (*changed_values(listed.render(root)), listed.render(RootKey(RANDOM.randbytes(32)))):
         with pytest.raises((WrongKey, Corrupt)):
@@ -707,7 +711,7 @@ def test_a_damaged_file_of_another_repository_is_in_nobodys_way(folder: Path) ->
 
 def changed(place: Place, wanted: Wanted, plan: FaultPlan | None = None, by: age.Identity | None = None) -> RecipientList:
     with place.keys("here", opener(by or place.people[0]), plan) as keys:
-        return change_recipients(keys, wanted)
+        return change_recipients(begin_change(keys), wanted)
 
 
 def texts(*people: X25519Identity) -> tuple[str, ...]:
@@ -838,8 +842,8 @@ def test_changing_recipients_moves_next_to_nothing(folder: Path) -> None:
             counted = Counted(objects)
             find = lambda by_passphrase: opener(place.people[0])  # noqa: E731
             keys = RepositoryKeys(counted, about, place.host("here"), find, os.urandom)  # type: ignore[arg-type]
-            change_recipients(keys, Wanted(wanted))
-        assert counted.moved < 10_000
+            change_recipients(begin_change(keys), Wanted(wanted))
+        assert counted.moved < 15_000
         assert counted.keys == {"keys/1.age", RECIPIENTS}
 
 
@@ -870,6 +874,157 @@ def test_what_the_configuration_would_change() -> None:
     assert not difference(EncryptionSettings(("age1a", "age1b"), secret), replace(listed, passphrases=2)).passphrase
 
 
+def test_a_list_of_former_days_lets_nobody_in_again(folder: Path) -> None:
+    """Genuine, but put back by somebody who may write to the store."""
+    place, thief = Place(folder), person()
+    place.init("here")
+    path = folder / "repository" / "keys" / "recipients.json"
+    mine = texts(*place.people)
+    changed(place, Wanted((*mine, *texts(thief))))
+    old = path.read_bytes()
+    changed(place, Wanted(mine))
+    fresh = path.read_bytes()
+    path.write_bytes(old)
+    with place.keys("here", opener(place.people[0])) as keys:
+        assert begin_change(keys).before is None
+        assert [fault.what for fault in check_writable(keys)] == [
+            "keys/1.age is not the file that keys/recipients.json describes: one of them was changed or is damaged"
+        ]
+    path.write_bytes(fresh)
+    with place.keys("here", opener(place.people[0])) as keys:
+        before = begin_change(keys).before
+        assert before is not None
+        assert before.recipients == mine
+        assert check_writable(keys) == ()
+
+
+def test_a_list_without_a_digest_is_read_and_not_gone_by(folder: Path) -> None:
+    """As it was written before there was one: whoever put it back would be believed otherwise."""
+    place = Place(folder)
+    place.init("here")
+    path = folder / "repository" / "keys" / "recipients.json"
+    with place.keys("here", opener(place.people[0])) as keys:
+        listed = replace(parse_recipients(path.read_bytes()).stated, describes={})
+        path.write_bytes(listed.render(keys.unlocked().root))
+        assert b"describes" not in path.read_bytes()
+        assert keys.stated_recipients() == listed
+        assert list(key_faults(keys)) == []
+        assert begin_change(keys).before is None
+    changed(place, Wanted(texts(*place.people)))
+    with place.keys("here", opener(place.people[0])) as keys:
+        assert begin_change(keys).before is not None
+
+
+def added(place: Place, newcomer: X25519Identity, plan: FaultPlan) -> bool:
+    """`key add`; False: it was told that somebody else is at work."""
+    try:
+        with place.keys("here", opener(place.people[0]), plan) as keys:
+            change = begin_change(keys)
+            if change.before is None:
+                return False
+            change_recipients(change, Wanted((*change.before.recipients, *texts(newcomer))))
+    except Refused:
+        return False
+    return True
+
+
+def assert_added(place: Place, *newcomers: X25519Identity) -> None:
+    with place.stores() as (objects, _):
+        about = read_identity(objects)
+        assert about is not None
+        listed = parse_recipients(objects.read_document(RECIPIENTS)).stated
+        for one in newcomers:
+            assert str(one.recipient) in listed.recipients
+            unlock(objects, about, opener(one))
+
+
+def test_of_two_changes_at_once_none_is_lost_without_a_word(folder: Path) -> None:
+    """At each request of one, another one runs to its end."""
+    plan = FaultPlan()
+    dry = Place(folder / "dry")
+    dry.init("here")
+    assert added(dry, person(), plan)
+    told = 0
+    for number in range(1, len(plan.log) + 1):
+        place, one, two = Place(folder / str(number)), person(), person()
+        place.init("here")
+        rivals: list[bool] = []
+        plan = FaultPlan()
+
+        def rival(_: Operation, place: Place = place, two: X25519Identity = two, rivals: list[bool] = rivals) -> None:
+            if len(plan.log) == number and not rivals:  # noqa: B023
+                rivals.append(False)
+                rivals[0] = added(place, two, FaultPlan())
+
+        plan.rules = [rival]
+        mine = added(place, one, plan)
+        told += not mine
+        with place.keys("here", opener(place.people[0])) as keys:
+            if begin_change(keys).before is not None:
+                assert_added(place, *([one] if mine else []), *([two] if rivals[0] else []))
+            else:
+                assert not (mine and rivals[0])
+                assert list(key_faults(keys))
+        place.people = (*place.people, one, two)
+        changed(place, Wanted(texts(*place.people)))
+        place.assert_nobody_is_locked_out()
+    assert told
+
+
+def test_two_changes_that_go_step_by_step_lose_nobody_without_a_word(folder: Path) -> None:
+    for seed in range(40):
+        place, people, turn = Place(folder / str(seed)), (person(), person()), random.Random(seed)
+        place.init("here")
+        turns = Turns(turn)
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(turns.take, number, added, place, one) for number, one in enumerate(people)]
+            done = [future.result() for future in futures]
+        if all(done):
+            assert_added(place, *people)
+        place.people = (*place.people, *people)
+        changed(place, Wanted(texts(*place.people)))
+        place.assert_nobody_is_locked_out()
+
+
+class Turns:
+    """Two processes, of which one at a time goes one request further; which one is drawn."""
+
+    def __init__(self, turn: random.Random) -> None:
+        self._turn = turn
+        self._next = turn.randrange(2)
+        self._left = {0, 1}
+        self._moved = threading.Condition()
+
+    def take(self, number: int, action: Callable[[Place, X25519Identity, FaultPlan], bool], *what: object) -> bool:
+        place, one = what
+        assert isinstance(place, Place)
+        assert isinstance(one, X25519Identity)
+        try:
+            return action(place, one, FaultPlan([lambda _: self._wait(number)]))
+        finally:
+            with self._moved:
+                self._left.discard(number)
+                self._next = 1 - number
+                self._moved.notify_all()
+
+    def _wait(self, number: int) -> None:
+        with self._moved:
+            self._next = self._turn.choice(sorted(self._left))
+            self._moved.notify_all()
+            assert self._moved.wait_for(lambda: self._next == number or self._left == {number}, 20)
+
+
+def test_an_apply_looks_at_the_keys_with_two_reads(folder: Path) -> None:
+    place, plan = Place(folder, passphrase=WORD), FaultPlan()
+    place.init("here")
+    with place.keys("here", plan=plan) as keys:
+        assert check_writable(keys) == ()
+    assert [(one.name, one.key) for one in plan.log] == [
+        ("objects.read_document", "keys/1.age"),
+        ("objects.read_document", RECIPIENTS),
+    ]
+
+
 @pytest.fixture(scope="module")
 def ministack() -> Iterator[str]:
     with servers.ministack() as endpoint:
@@ -885,7 +1040,7 @@ def test_old_versions_of_the_keys_are_gone_from_a_bucket(ministack: str, folder:
     first, second = place.people
     old = store.read_document("keys/1.age")
     keys = RepositoryKeys(store, about, place.host("here"), lambda by_passphrase: opener(first), os.urandom)
-    change_recipients(keys, Wanted(texts(first), drop_passphrases=True))
+    change_recipients(begin_change(keys), Wanted(texts(first), drop_passphrases=True))
     left = [(v.stem, b"".join(store.read(v.stem, v.version))) for v in store.versions("keys/") if not v.is_marker]
     assert sorted(stem for stem, _ in left) == ["keys/1.age", RECIPIENTS]
     assert old not in [body for _, body in left]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -15,12 +15,14 @@ from s3hashsync.cli.progress import Shown
 from s3hashsync.codec.age import Passphrase, X25519Identity, X25519Recipient
 from s3hashsync.codec.key_files import RECIPIENTS, RecipientList, fingerprint_text
 from s3hashsync.codec.names import display
-from s3hashsync.config import Config, EncryptionSettings
-from s3hashsync.errors import Incomplete, Refused, UsageError
+from s3hashsync.config import Config, EncryptionSettings, Secret
+from s3hashsync.errors import Corrupt, Incomplete, Refused, UsageError
 from s3hashsync.run.drill import Drill, drill
-from s3hashsync.run.identities import generate_identity
+from s3hashsync.run.identities import generate_identity, is_there
+from s3hashsync.run.key_health import key_faults, unlisted
 from s3hashsync.run.keys import ENROLL, RepositoryKeys
-from s3hashsync.run.recipients import Wanted, change_recipients, checked_list, difference, unlisted
+from s3hashsync.run.recipients import Change, Wanted, begin_change, change_recipients, difference
+from s3hashsync.run.unlock import openers_text
 from s3hashsync.wiring import opened_keys
 
 DEFAULT_FILE = "s3hashsync-identity.txt"
@@ -99,10 +101,13 @@ def list_command(context: Context) -> None:
         opened_keys(config, os.environ, progress, context.unlocking(progress, may_ask=False)) as keys,
     ):
         checked = keys.unlock_if_at_hand()
-        listed = keys.stated_recipients()
+        listed = None
+        # What is damaged is among the faults.
+        with suppress(Corrupt):
+            listed = keys.stated_recipients()
         _list(output, config, keys, listed, checked=checked)
-        for key in unlisted(keys.objects, listed) if listed else ():
-            output.warning(f"{key} opens for somebody who is not listed: a change was cut short, and s3hashsync key sync ends it")
+        for fault in key_faults(keys):
+            output.warning(str(fault))
 
 
 def _list(output: Output, config: Config, keys: RepositoryKeys, listed: RecipientList | None, *, checked: bool) -> None:
@@ -121,16 +126,16 @@ def _list(output: Output, config: Config, keys: RepositoryKeys, listed: Recipien
     )
     output.text(f"repository {keys.about.id}  {config.repository.objects}")
     output.text(f"  fingerprint {fingerprint_text(keys.about.fingerprint)}")
-    if listed is None:
-        output.warning(f"{RECIPIENTS} is not there: who can open the repository is not known; s3hashsync key sync writes it anew")
-    else:
+    if listed is not None:
         output.text(f"  epoch {listed.epoch} of the keys, which can be opened with")
         for recipient in listed.recipients:
             output.text(f"    the identity of {recipient}")
         if listed.passphrases:
             output.text(f"    {'a passphrase' if listed.passphrases == 1 else f'any of {listed.passphrases} passphrases'}")
         output.text("  the list is authentic" if checked else "  the list is as the store says: with --identity it is checked")
-    if host is None:
+    if keys.damage is not None:
+        output.text(f"  this host cannot write: {keys.damage.message} ({keys.damage.hint})")
+    elif host is None:
         output.text(f"  this host is not enrolled ({ENROLL})")
     else:
         output.text(f"  this host is enrolled, for {', '.join(sorted(host.sources)) or 'no source yet'}: {keys.host_file.path}")
@@ -147,10 +152,10 @@ def add_command(context: Context, recipients: tuple[str, ...], passphrase: bool)
     _named(recipients, passphrase=passphrase)
     config = context.config()
     with _opened(context, config) as keys:
-        now = _listed(keys)
+        change, now = _begun(keys)
         new = Passphrase(_new_passphrase(context, None)) if passphrase else None
         everybody = tuple(dict.fromkeys((*now.recipients, *recipients)))
-        _changed(context, config, now, change_recipients(keys, Wanted(everybody, new)))
+        _changed(context, config, change, change_recipients(change, Wanted(everybody, new)))
 
 
 @key_command.command("remove")
@@ -164,12 +169,22 @@ def remove_command(context: Context, recipients: tuple[str, ...], passphrase: bo
     _named(recipients, passphrase=passphrase)
     config = context.config()
     with _opened(context, config) as keys:
-        now = _listed(keys)
-        for unknown in (one for one in recipients if one not in now.recipients):
-            context.output.warning(f"{unknown} is not listed; the key files are written anew in any case")
+        change, now = _begun(keys)
+        # What a removal that was cut short has left is not listed any more: then the same command ends it.
+        if not any(unlisted(keys.objects, now)):
+            _check_listed(now, recipients, passphrase=passphrase)
         left = tuple(one for one in now.recipients if one not in recipients)
-        _changed(context, config, now, change_recipients(keys, Wanted(left, drop_passphrases=passphrase)))
+        _changed(context, config, change, change_recipients(change, Wanted(left, drop_passphrases=passphrase)))
     context.output.info(KEPT_COPY)
+
+
+def _check_listed(now: RecipientList, recipients: Sequence[str], *, passphrase: bool) -> None:
+    """Somebody who is named by mistake is not removed, and the one who was meant still is there."""
+    unknown = [one for one in recipients if one not in now.recipients]
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)} cannot open the repository", f"what opens it: {openers_text(now)}")
+    if passphrase and not now.passphrases:
+        raise UsageError("no passphrase opens the repository", f"what opens it: {openers_text(now)}")
 
 
 @key_command.command("sync")
@@ -177,20 +192,35 @@ def remove_command(context: Context, recipients: tuple[str, ...], passphrase: bo
 @common
 @pass_context
 def sync_command(context: Context) -> None:
-    """Make the recipients those of the configuration."""
+    """Make the recipients those of the configuration, and add its passphrase. Takes no passphrase away."""
     config = context.config()
     settings = config.encryption
     if not isinstance(settings, EncryptionSettings) or not settings.recipients:
         raise UsageError(f"{config.file} names no recipients", "write encryption: {recipients: [age1…, age1…]}")
     with _opened(context, config) as keys:
-        keys.unlocked()
-        now = checked_list(keys)
-        differs = difference(settings, now)
-        new = Passphrase(settings.passphrase.reveal(os.environ)) if settings.passphrase and differs.passphrase else None
-        after = change_recipients(keys, Wanted(settings.recipients, new))
-        _changed(context, config, now, after)
-    if differs.removed:
+        change = begin_change(keys)
+        before = change.before
+        secret = settings.passphrase
+        if secret is not None and before is not None and before.passphrases and not is_there(secret, os.environ):
+            context.output.warning(f"encryption.passphrase is not at hand ({secret.words[0]} is not set): it was not compared")
+            secret = None
+        new = Passphrase(secret.reveal(os.environ)) if secret else None
+        after = change_recipients(change, Wanted(settings.recipients, new))
+        _changed(context, config, change, after)
+        _say_passphrases(context.output, config, settings.passphrase, after.passphrases)
+    if difference(settings, before).removed:
         context.output.info(KEPT_COPY)
+
+
+def _say_passphrases(output: Output, config: Config, secret: Secret | None, there: int) -> None:
+    """A configuration that names another passphrase than before, or none any more, takes none away."""
+    if there > 1 and secret is not None:
+        output.warning(
+            f"{there} passphrases open the repository, {config.file} names one: to be rid of the others, s3hashsync key remove"
+            " --passphrase takes all away, and s3hashsync key sync adds that one again"
+        )
+    elif there and secret is None:
+        output.info(f"{config.file} names no passphrase: s3hashsync key remove --passphrase takes away what there is.")
 
 
 def _named(recipients: Sequence[str], *, passphrase: bool) -> None:
@@ -200,22 +230,24 @@ def _named(recipients: Sequence[str], *, passphrase: bool) -> None:
         X25519Recipient.parse(one)
 
 
-def _listed(keys: RepositoryKeys) -> RecipientList:
-    keys.unlocked()
-    listed = checked_list(keys)
-    if listed is None:
+def _begun(keys: RepositoryKeys) -> tuple[Change, RecipientList]:
+    change = begin_change(keys)
+    if change.before is None:
         raise Refused(
-            f"{RECIPIENTS} is lost or damaged, so who can open the repository is not known",
+            f"{RECIPIENTS} is lost, damaged, or not about the key files that are there, so who can open the repository is not"
+            " known",
             "name all of them in the configuration, and run s3hashsync key sync",
         )
-    return listed
+    return change, change.before
 
 
-def _changed(context: Context, config: Config, before: RecipientList | None, after: RecipientList) -> None:
+def _changed(context: Context, config: Config, change: Change, after: RecipientList) -> None:
     output = context.output
+    before = change.before
     there = before.recipients if before else ()
     added = [one for one in after.recipients if one not in there]
     removed = [one for one in there if one not in after.recipients]
+    more = after.passphrases - before.passphrases if before else 0
     output.message(
         "recipients",
         added=added,
@@ -223,12 +255,14 @@ def _changed(context: Context, config: Config, before: RecipientList | None, aft
         recipients=list(after.recipients),
         passphrases=after.passphrases,
     )
-    for one in added:
-        output.info(f"+ {one}")
-    for one in removed:
-        output.info(f"- {one}")
-    phrases = f" and {plural(after.passphrases, 'passphrase')}" if after.passphrases else ""
-    output.info(f"{plural(len(after.recipients), 'recipient')}{phrases} can open the repository; that was tried.")
+    for sign, names in (("+", added), ("-", removed)):
+        for one in names:
+            output.info(f"{sign} {one}")
+    if more:
+        output.info(f"{'+' if more > 0 else '-'} {plural(abs(more), 'passphrase')}")
+    output.info(f"What opens the repository now: {openers_text(after)}.")
+    tried = change.unlocked.opener.label + (" and the new passphrase" if more > 0 else "")
+    output.info(f"Tried: {tried}. To try the others: s3hashsync key drill.")
     if len(after.recipients) + after.passphrases < 2:
         output.warning("a single secret opens the repository: when it is lost, everything is")
     settings = config.encryption
@@ -245,7 +279,7 @@ def drill_command(context: Context) -> None:
     config, output = context.config(), context.output
     with _opened(context, config) as keys:
         done = drill(keys)
-        listed = checked_list(keys)
+        listed = begin_change(keys).before
         mine = {str(one.recipient) for one in keys.unlocked().opener.identities if isinstance(one, X25519Identity)}
     for problem in done.problems:
         output.problem(problem, "drill")

@@ -13,6 +13,7 @@ from s3hashsync.cli.progress import Shown
 from s3hashsync.config import Config, DynamoUrl
 from s3hashsync.errors import Incomplete, UsageError
 from s3hashsync.run.backup import chosen_sources
+from s3hashsync.run.identities import is_named
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.rebuild import rebuild_on_newest
@@ -37,6 +38,9 @@ def rebuild_command(context: Context, sources: tuple[str, ...], index: bool, yes
         _rebuild_index(context, yes)
         return
     with context.job("rebuild") as (job, progress):
+        if is_named(os.environ, context.unlocking(progress)):
+            # The index would do as well. But a person who gives an identity wants the run logs read with it.
+            job.repository.keys.identities()
         for source in chosen_sources(job.config, sources):
             with locked_state(job.state_folder, source.name) as state:
                 head = rebuild_on_newest(job.repository, state, source.name, progress)

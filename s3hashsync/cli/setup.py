@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import click
 from click.shell_completion import get_completion_class
@@ -13,16 +14,17 @@ from s3hashsync.cli.output import Output, plural
 from s3hashsync.cli.overlap import overlaps
 from s3hashsync.cli.progress import Shown
 from s3hashsync.codec.age import Passphrase
-from s3hashsync.codec.key_files import RECIPIENTS, fingerprint_text
-from s3hashsync.config import Config, EncryptionSettings, FolderUrl, S3Url, schema_text
+from s3hashsync.codec.key_files import RecipientList, fingerprint_text
+from s3hashsync.config import Config, EncryptionSettings, FolderUrl, S3Url, exposed, schema_text
 from s3hashsync.core.ignore import dead_negations
-from s3hashsync.errors import Refused, S3HashSyncError, UsageError
-from s3hashsync.run.founding import Openers, is_begun
+from s3hashsync.errors import Corrupt, Refused, S3HashSyncError, UsageError
+from s3hashsync.run.founding import Openers, is_begun, no_recipients
 from s3hashsync.run.identities import generate_identity
+from s3hashsync.run.key_health import SYNC, key_faults
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import ENROLL, RepositoryKeys
-from s3hashsync.run.recipients import difference, unlisted
-from s3hashsync.run.repository import Identity
+from s3hashsync.run.recipients import difference
+from s3hashsync.run.repository import Identity, losing_writes
 from s3hashsync.run.unlock import openers_text
 from s3hashsync.wiring import (
     Found,
@@ -37,7 +39,6 @@ from s3hashsync.wiring import (
     repository_there,
 )
 
-SYNC = "with the identity at hand: s3hashsync key sync"
 _SIGNS = {"ok": "ok", "created": "created", "warning": "warning", "refused": "refused"}
 
 
@@ -92,13 +93,19 @@ def _initialised(output: Output, config: Config, identity: Identity, keys: Keyri
 
 def _encrypted(output: Output, keys: RepositoryKeys) -> None:
     output.info(f"Encrypted; fingerprint {fingerprint_text(keys.about.fingerprint)}")
-    listed = keys.stated_recipients()
-    if listed is not None:
-        output.info(f"What opens it: {openers_text(listed)}")
+    for fault in key_faults(keys):
+        if fault.fatal:
+            raise Corrupt(f"nobody can open the repository: {fault.what}", fault.hint)
+        output.warning(str(fault))
+    with suppress(Corrupt):
+        listed = keys.stated_recipients()
+        output.info(f"What opens it: {openers_text(listed) if listed else 'nobody knows'}")
     output.info("Without one of these nobody can read anything. Keep them, and the fingerprint, on paper and away from")
     output.info("the machines that are backed up: s3hashsync recovery-kit DIR writes a sheet. To try one of them:")
     output.info("s3hashsync key drill --identity FILE")
-    if keys.host is None:
+    if keys.damage is not None:
+        output.warning(f"this host cannot write: {keys.damage.message} ({keys.damage.hint})")
+    elif keys.host is None:
         output.info(f"This host is not enrolled yet, so it cannot back up: {ENROLL}")
     else:
         output.info(f"This host is enrolled: {keys.host_file.path} lets it write, and opens nothing.")
@@ -120,6 +127,8 @@ def _openers(context: Context, config: Config, *, one_recipient: bool) -> Opener
         return None
     if settings is None:
         return _undecided(context, config)
+    if not settings.recipients and not context.identity_file and not is_begun(host_place(config, os.environ)):
+        raise no_recipients()
     ways = len(settings.recipients) + (settings.passphrase is not None)
     if settings.recipients and ways < 2 and not one_recipient:
         raise UsageError(
@@ -189,6 +198,10 @@ def doctor_command(context: Context) -> None:
     findings = check_stores(config, os.environ)
     with context.job("doctor") as (job, _):
         findings.append(("ok", f"repository {job.repository.identity.id[:8]} and its index belong together", None))
+        unwritable = list(losing_writes(job.repository.objects, job.repository.index, job.entropy))
+        findings.extend(("refused", f"no backup can be written: {error.message}", error.hint) for error in unwritable)
+        if not unwritable:
+            findings.append(("ok", "object store and index can be written", None))
         findings.extend(_key_findings(config, job.repository.keys))
         if isinstance(config.repository.objects, FolderUrl):
             lost = "this store keeps no versions: no undelete by hand, no protection from a host that may delete"
@@ -198,7 +211,7 @@ def doctor_command(context: Context) -> None:
         findings.append(
             ("ok" if there else "warning", f"source {source.name}: {source.path} is {'there' if there else 'missing'}", None)
         )
-    findings.extend(("warning", held, None) for held in overlaps(config, os.environ))
+    findings.extend(("warning", said, None) for said in (exposed(config), *overlaps(config, os.environ)) if said)
     _report(output, findings)
     _refuse(findings)
     warnings = sum(severity == "warning" for severity, _, _ in findings)
@@ -210,21 +223,25 @@ def _key_findings(config: Config, keys: Keyring) -> Iterator[Found]:
     if not isinstance(keys, RepositoryKeys):
         return
     file, host = keys.host_file, keys.host
-    if host is None:
+    if keys.damage is not None:
+        yield "warning", f"this host cannot write: {keys.damage.message}", keys.damage.hint
+    elif host is None:
         yield "warning", f"this host is not enrolled: there is no {file.path}", ENROLL
     else:
         yield "ok", f"this host is enrolled: {file.path}, fingerprint {fingerprint_text(host.fingerprint)}", None
     if file.is_open_to_others():
         yield "warning", f"others on this machine can read {file.path}", f"chmod 600 {file.path}"
-    listed = keys.stated_recipients()
+    yield from (("refused" if fault.fatal else "warning", fault.what, fault.hint) for fault in key_faults(keys))
+    with suppress(Corrupt):
+        yield from _list_findings(config, keys.stated_recipients())
+
+
+def _list_findings(config: Config, listed: RecipientList | None) -> Iterator[Found]:
     if listed is None:
-        yield "warning", f"{RECIPIENTS} is not there: who can open the repository is not known", SYNC
         return
     yield "ok", f"what opens the repository: {openers_text(listed)}", None
     if len(listed.recipients) + listed.passphrases < 2:
         yield "warning", "a single secret opens the repository: when it is lost, everything is", "s3hashsync key add RECIPIENT"
-    for key in unlisted(keys.objects, listed):
-        yield "warning", f"{key} opens for somebody who is not listed: a change was cut short", SYNC
     if isinstance(config.encryption, EncryptionSettings) and difference(config.encryption, listed):
         yield "warning", "the configuration names other recipients than the repository has", SYNC
 
@@ -238,8 +255,9 @@ def validate_command(context: Context) -> None:
     for source in config.sources:
         for dead in dead_negations(source.exclude):
             output.warning(f"source {source.name}: {dead}")
-    for held in overlaps(config, os.environ):
-        output.warning(held)
+    for said in (exposed(config), *overlaps(config, os.environ)):
+        if said:
+            output.warning(said)
     output.message("validated", file=config.file, sources=[source.name for source in config.sources])
     output.info(f"{config.file} is valid: {plural(len(config.sources), 'source')}.")
 

@@ -8,6 +8,7 @@ that hangs on the root key. Encrypts nothing; knows neither stores nor disks. No
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import re
@@ -182,12 +183,19 @@ def _source_keys(body: Mapping[str, Json]) -> SourceKeys:
 
 @dataclass(frozen=True, slots=True)
 class RecipientList:
-    """Whom `keys/<epoch>.age` is encrypted to, and how many passphrases open the repository beside them."""
+    """Whom `keys/<epoch>.age` is encrypted to, and how many passphrases open the repository beside them. `describes`: the SHA-256
+    of that file, and who is to open it; two files while one takes the other's place, none in lists that were written before there
+    was this field."""
 
     repository: str
     epoch: int
     recipients: tuple[str, ...]
     passphrases: int = 0
+    describes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_about(self, sealed: bytes) -> bool:
+        """Whether this list was made for that `keys/<epoch>.age`: an older list is not."""
+        return digest_of(sealed) in self.describes
 
     def render(self, root: RootKey) -> bytes:
         body: Body = {
@@ -198,6 +206,8 @@ class RecipientList:
             "recipients": list(self.recipients),
             "passphrases": self.passphrases,
         }
+        if self.describes:
+            body["describes"] = {digest: list(recipients) for digest, recipients in self.describes.items()}
         return _signed(body, root.document_key)
 
 
@@ -216,17 +226,33 @@ class StatedRecipients:
 RECIPIENTS = "keys/recipients.json"
 
 
+def digest_of(sealed: bytes) -> str:
+    """How a list names the key file that it describes."""
+    return hashlib.sha256(sealed).hexdigest()
+
+
 def parse_recipients(data: bytes) -> StatedRecipients:
     body = _parsed(data, "recipients", RECIPIENTS)
     try:
-        recipients = body["recipients"]
-        if not isinstance(recipients, list):
+        describes = body.get("describes", {})
+        if not isinstance(describes, dict):
             raise TypeError
-        texts = tuple(str(X25519Recipient.parse(str(one))) for one in recipients)
-        stated = RecipientList(str(body["repository"]), _number(body["epoch"]), texts, _number(body["passphrases"]))
+        stated = RecipientList(
+            repository=str(body["repository"]),
+            epoch=_number(body["epoch"]),
+            recipients=_recipients(body["recipients"]),
+            passphrases=_number(body["passphrases"]),
+            describes={digest: _recipients(recipients) for digest, recipients in describes.items()},
+        )
     except (ValueError, KeyError, TypeError, UsageError):
         raise _damaged(RECIPIENTS) from None
     return StatedRecipients(stated, body)
+
+
+def _recipients(value: Json) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(str(X25519Recipient.parse(str(one))) for one in value)
 
 
 # The host key file
@@ -290,7 +316,7 @@ def parse_host_key(data: bytes, where: str) -> HostKey:
             founding={key: base64.b64decode(str(text), validate=True) for key, text in founding.items()},
         )
     except (ValueError, KeyError, TypeError, UsageError):
-        raise Corrupt(f"{where} is damaged", "delete it, and write it anew: s3hashsync key enroll") from None
+        raise Corrupt(f"{where} is damaged", "write it anew, with the identity at hand: s3hashsync key enroll") from None
 
 
 def _host_source(one: HostSource) -> Json:

@@ -3,6 +3,7 @@
 Decides what leaves this package: the names below. Knows nothing of stores, commands or the command line.
 """
 
+from s3hashsync.config.exposed import exposed
 from s3hashsync.config.load import find_config, load
 from s3hashsync.config.model import (
     Config,
@@ -37,6 +38,7 @@ __all__ = [
     "Secret",
     "SourceSettings",
     "SqliteUrl",
+    "exposed",
     "find_config",
     "load",
     "parse_duration",

@@ -33,12 +33,13 @@ from s3hashsync.codec.key_files import (
     HostKey,
     RecipientList,
     RootKey,
+    digest_of,
     parse_host_key,
     parse_recipients,
 )
 from s3hashsync.disk.host_key import PrivateFile
 from s3hashsync.errors import AlreadyThere, Missing, Refused, UsageError, WrongKey
-from s3hashsync.run.keys import HostPlace, check_new, check_pins
+from s3hashsync.run.pins import HostPlace, check_new, check_pins
 from s3hashsync.run.repository import AGE, STORE, SUFFIX, Identity, check_incarnation, claim, publish, read_identity
 from s3hashsync.run.unlock import LOST, Opener, main_key, passphrase_key, unlock
 from s3hashsync.stores.base import Index, ObjectStore
@@ -144,6 +145,13 @@ def _host(founder: Founder, about: Identity, file: PrivateFile) -> HostKey:
     return made
 
 
+def no_recipients() -> UsageError:
+    return UsageError(
+        "a new repository is to be encrypted, and the configuration names nobody who can open it",
+        "write encryption: {recipients: [age1…, age1…]}; s3hashsync key generate makes an identity",
+    )
+
+
 def is_begun(place: HostPlace) -> bool:
     """Whether an `init` on this host has left a repository at that address half made."""
     return any(key.objects == place.url for _, key in place.unfinished())
@@ -186,17 +194,15 @@ def _drawn(founder: Founder, about: Identity) -> HostKey:
     """A new root key, which is forgotten here: it is in the documents."""
     entropy, openers = founder.entropy, founder.openers
     if not openers.recipients:
-        raise UsageError(
-            "a new repository is to be encrypted, and the configuration names nobody who can open it",
-            "write encryption: {recipients: [age1…, age1…]}; s3hashsync key generate makes an identity",
-        )
+        raise no_recipients()
     root, identity = RootKey(entropy(KEY_BYTES)), X25519Identity.generate(entropy)
     text = EpochKey(about.id, FIRST, founder.now, root, identity).text()
     recipients = tuple(X25519Recipient.parse(one) for one in openers.recipients)
     founding = {main_key(FIRST): age.encrypt(text, recipients, entropy)}
     if openers.passphrase is not None:
         founding[passphrase_key(FIRST, 1)] = age.encrypt(text, (openers.passphrase,), entropy)
-    listed = RecipientList(about.id, FIRST, openers.recipients, int(openers.passphrase is not None))
+    described = {digest_of(founding[main_key(FIRST)]): openers.recipients}
+    listed = RecipientList(about.id, FIRST, openers.recipients, int(openers.passphrase is not None), described)
     founding[RECIPIENTS] = listed.render(root)
     return HostKey(
         repository=about.id,

@@ -15,8 +15,10 @@ from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity
 from s3hashsync.config import Config, EncryptionSettings, Secret
 from s3hashsync.disk.host_key import PrivateFile
-from s3hashsync.errors import UsageError
+from s3hashsync.errors import S3HashSyncError, UsageError
 from s3hashsync.run.unlock import FindOpener, Opener, opener_from
+
+_VARIABLES = ("S3HASHSYNC_IDENTITY_FILE", "S3HASHSYNC_IDENTITY", "S3HASHSYNC_PASSPHRASE")
 
 
 class Ask(Protocol):
@@ -61,9 +63,10 @@ def opener_finder(config: Config, environ: Mapping[str, str], unlocking: Unlocki
             return opener_from("S3HASHSYNC_IDENTITY", text.encode("utf-8", "surrogateescape"), passphrase)
         if text := environ.get("S3HASHSYNC_PASSPHRASE"):
             return Opener("S3HASHSYNC_PASSPHRASE", (Passphrase(text),))
-        if secret := _there(settings.identity, environ):
-            return opener_from(f"encryption.identity in {config.file}", secret.reveal(environ).encode(), passphrase)
-        if secret := _there(settings.passphrase, environ):
+        if (secret := settings.identity) and is_there(secret, environ):
+            text = secret.reveal(environ)
+            return opener_from(f"encryption.identity in {config.file}", text.encode("utf-8", "surrogateescape"), passphrase)
+        if (secret := settings.passphrase) and is_there(secret, environ):
             return Opener(f"encryption.passphrase in {config.file}", (Passphrase(secret.reveal(environ)),))
         if unlocking.ask is None:
             return None
@@ -77,14 +80,22 @@ def opener_finder(config: Config, environ: Mapping[str, str], unlocking: Unlocki
     return find
 
 
-def _there(secret: Secret | None, environ: Mapping[str, str]) -> Secret | None:
+def is_named(environ: Mapping[str, str], unlocking: Unlocking) -> bool:
+    """Whether this very command was given an identity or a passphrase: then it is not to make do without."""
+    return bool(unlocking.identity_file) or any(environ.get(name) for name in _VARIABLES)
+
+
+def is_there(secret: Secret, environ: Mapping[str, str]) -> bool:
     """A variable that is not set on this host is no secret that is there."""
-    return None if secret is None or (secret.kind == "env" and not environ.get(secret.words[0])) else secret
+    return secret.kind != "env" or bool(environ.get(secret.words[0]))
 
 
 def _opener_of_file(path: str, environ: Mapping[str, str], unlocking: Unlocking) -> Opener:
     file = PrivateFile(os.path.expanduser(path))
-    data = file.read()
+    try:
+        data = file.read()
+    except S3HashSyncError as error:
+        raise UsageError(f"the identity file {path}: {error.message}", "name the file itself, one that you can read") from None
     if data is None:
         raise UsageError(f"there is no identity file {path}", "is the path right, and the disk that holds it there?")
     if file.is_open_to_others():

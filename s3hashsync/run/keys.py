@@ -1,17 +1,16 @@
 """The keys of an encrypted repository: from the host key file what writing needs, from the user's identity what reading needs.
 
-Decides which of the two a question takes, that nobody is asked for an identity before something has to be read, and that a
-repository which contradicts what this host knows of it is refused. Opening the repository's key is `run.unlock`'s.
+Decides which of the two a question takes, that nobody is asked for an identity before something has to be read, and that a host
+key file which is damaged is in the way of writing alone. Opening the repository's key is `run.unlock`'s; whether the repository
+is the one that this host knows, `run.pins`'s.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Seal
@@ -23,85 +22,20 @@ from s3hashsync.codec.key_files import (
     RecipientList,
     SourceKeys,
     fingerprint_text,
-    parse_host_key,
     parse_source,
     render_source,
 )
 from s3hashsync.codec.names import NAME_KEY_BYTES, Names, SealedNames
 from s3hashsync.config import Config, EncryptionSettings
 from s3hashsync.core.model import ContentHash, Sha256, sealed_encoding
-from s3hashsync.disk.host_key import PrivateFile, files_in
+from s3hashsync.disk.host_key import PrivateFile
 from s3hashsync.errors import AlreadyThere, Corrupt, Missing, Refused, S3HashSyncError, WrongKey
-from s3hashsync.run.keyring import Keyring
-from s3hashsync.run.repository import AGE, PLAIN, Identity
-from s3hashsync.run.unlock import HOW, LOST, FindOpener, Unlocked, epoch_files, source_key, stated_recipients, unlock
+from s3hashsync.run.pins import HostPlace, parsed
+from s3hashsync.run.repository import PLAIN, Identity
+from s3hashsync.run.unlock import HOW, LOST, FindOpener, Opener, Unlocked, epoch_files, source_key, stated_recipients, unlock
 from s3hashsync.stores.base import ObjectStore
 
 ENROLL = "with the identity at hand, once on this host: s3hashsync key enroll"
-
-
-@dataclass(frozen=True, slots=True)
-class HostPlace:
-    """Where this host keeps its keys: the folder of all repositories' files, and the file that the configuration names, if it
-    does. `url` is where the configuration says that the repository is."""
-
-    folder: str
-    url: str
-    named: str | None = None
-
-    def file(self, repository: str) -> PrivateFile:
-        return PrivateFile(self.named or os.path.join(self.folder, f"{repository}.json"))
-
-    def known(self) -> Iterator[tuple[PrivateFile, HostKey]]:
-        """Every repository that this host is enrolled in."""
-        return (one for one in self._files() if not one[1].founding)
-
-    def unfinished(self) -> Iterator[tuple[PrivateFile, HostKey]]:
-        """Every repository that an `init` on this host has begun."""
-        return (one for one in self._files() if one[1].founding)
-
-    def _files(self) -> Iterator[tuple[PrivateFile, HostKey]]:
-        named = [PrivateFile(self.named)] if self.named else []
-        for file in (*named, *files_in(self.folder)):
-            # One that cannot be read says nothing about the others; whoever needs that one is told.
-            with suppress(S3HashSyncError):
-                data = file.read()
-                if data is not None:
-                    yield file, parse_host_key(data, file.path)
-
-
-def check_pins(place: HostPlace, about: Identity) -> None:
-    """Raises `WrongKey` when the repository is not what this host knows under that address or that id, and `Corrupt` when what it
-    knows of this very repository cannot be read: a pin that is damaged is still one."""
-    own = place.file(about.id)
-    if (data := own.read()) is not None:
-        parse_host_key(data, own.path)
-    for file, key in place.known():
-        if key.repository != about.id and (key.objects == place.url or file.path == place.named):
-            differs = f"its id is {about.id}, this host knows {key.repository}"
-        elif key.repository != about.id:
-            continue
-        elif about.encryption != AGE:
-            differs = "it says that nothing is encrypted"
-        elif about.fingerprint != key.fingerprint:
-            shown, known = fingerprint_text(about.fingerprint), fingerprint_text(key.fingerprint)
-            differs = f"its fingerprint is {shown}, this host knows {known}"
-        else:
-            continue
-        raise WrongKey(
-            f"the repository at {place.url} is not the one that this host was enrolled in: {differs}",
-            f"was it exchanged? if the old one is gone for good and this is meant, delete {file.path}",
-        )
-
-
-def check_new(place: HostPlace, repository: str) -> None:
-    """Before a repository is made: raises `WrongKey` when this host knows another one under that address."""
-    for file, key in place.known():
-        if key.objects == place.url and key.repository != repository:
-            raise WrongKey(
-                f"this host is enrolled in another repository at {place.url} ({key.repository[:8]}), and it is not there",
-                f"is the disk mounted, and the address right? if it is gone for good, delete {file.path}",
-            )
 
 
 def check_setting(config: Config, about: Identity) -> None:
@@ -116,12 +50,6 @@ def check_setting(config: Config, about: Identity) -> None:
             f"{config.file} wants encryption, but the repository was made without, and stays so",
             "write encryption: off, or make a new repository: another place in objects: and index:, then s3hashsync init",
         )
-
-
-def check_enrolled(keys: Keyring) -> None:
-    """Before a plan is made: raises `WrongKey` on a host that could not write what it plans."""
-    if isinstance(keys, RepositoryKeys):
-        keys.enrolled()
 
 
 class RepositoryKeys:
@@ -139,6 +67,7 @@ class RepositoryKeys:
         self.entropy = entropy
         self._lock = threading.RLock()
         self._file = place.file(about.id)
+        self._damage: S3HashSyncError | None = None
         self._host = self._read_host()
         self._hash_key = self._host.hash_key if self._host else b""
         self._unlocked: Unlocked | None = None
@@ -148,8 +77,13 @@ class RepositoryKeys:
 
     @property
     def host(self) -> HostKey | None:
-        """What this host keeps; None when it is not enrolled."""
+        """What this host keeps; None when it is not enrolled, or its file is damaged."""
         return self._host
+
+    @property
+    def damage(self) -> S3HashSyncError | None:
+        """Why the host key file cannot be read, where that is so: then this host cannot write, but reading goes on."""
+        return self._damage
 
     @property
     def host_file(self) -> PrivateFile:
@@ -159,6 +93,8 @@ class RepositoryKeys:
         """Raises `WrongKey` on a host that is not."""
         if self._host is not None:
             return self._host
+        if self._damage is not None:
+            raise self._damage
         if self._founding():
             raise WrongKey("the init of this repository did not come to its end", "run it again: s3hashsync init")
         raise WrongKey(f"this host is not enrolled: there is no {self._file.path}", ENROLL)
@@ -200,14 +136,23 @@ class RepositoryKeys:
                 opener = self._find(by_passphrase=by_passphrase)
                 if opener is None:
                     raise WrongKey("the repository is encrypted, and nothing is at hand that opens it", HOW)
-                self._unlocked = unlock(self.objects, self.about, opener)
+                self._unlocked = self._unlock(opener)
             return self._unlocked
+
+    def _unlock(self, opener: Opener) -> Unlocked:
+        if self._damage is not None:
+            self._place.warn(
+                f"{self._damage.message}, so nothing says which repository this host knows: compare the fingerprint"
+                f" {fingerprint_text(self.about.fingerprint)} with your recovery sheet, and write the file anew:"
+                " s3hashsync key enroll"
+            )
+        return unlock(self.objects, self.about, opener)
 
     def unlock_if_at_hand(self) -> bool:
         """Whether an identity was given that opens it; without one nobody minds."""
         with self._lock:
             if self._unlocked is None and (opener := self._find(by_passphrase=False)) is not None:
-                self._unlocked = unlock(self.objects, self.about, opener)
+                self._unlocked = self._unlock(opener)
             return self._unlocked is not None
 
     def _unlocked_hash_key(self) -> bytes:
@@ -315,7 +260,7 @@ class RepositoryKeys:
                 sources=kept,
             )
             self._file.replace(host.render())
-            self._host, self._hash_key = host, host.hash_key
+            self._host, self._hash_key, self._damage = host, host.hash_key, None
             self._sources.clear()
         return host
 
@@ -330,12 +275,14 @@ class RepositoryKeys:
         """Another process of this host may have added a source."""
         host = self._read_host()
         if host is None:
-            raise WrongKey(f"{self._file.path} is gone", ENROLL)
+            raise self._damage or WrongKey(f"{self._file.path} is gone", ENROLL)
         return host
 
     def _read_host(self) -> HostKey | None:
-        data = self._file.read()
-        host = None if data is None else parse_host_key(data, self._file.path)
+        try:
+            host, self._damage = parsed(self._file), None
+        except S3HashSyncError as error:
+            host, self._damage = None, error
         if host is None or host.founding:
             return None
         if (host.repository, host.fingerprint) != (self.about.id, self.about.fingerprint):
@@ -349,5 +296,5 @@ class RepositoryKeys:
         return host
 
     def _founding(self) -> bool:
-        data = self._file.read()
-        return data is not None and bool(parse_host_key(data, self._file.path).founding)
+        host = parsed(self._file)
+        return host is not None and bool(host.founding)

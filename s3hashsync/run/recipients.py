@@ -1,26 +1,28 @@
 """Changing whom the repository's keys are encrypted to.
 
 Decides the order of the writes. Wherever the process dies, everybody whom `keys/recipients.json` lists can open the repository:
-who is new can open it before the list says so, who goes is off the list before the keys are closed to them. Only small files
-under `keys/` are written anew: the keys of sources hang on the epoch's key, and nothing else is touched. The old versions are
-deleted last, when what took their place has been opened again. Running it again finishes what was cut short.
+who is new can open it before the list says so, who goes is off the list before the keys are closed to them. The list says which
+key file it describes, and both files while one takes the other's place: a list of former days is not believed, so nobody who was
+removed comes back with it. Before each write, and at the end, it is looked whether the documents are as they were left: of two
+changes at once, one at least is told. Only small files under `keys/` are written anew: the keys of sources hang on the epoch's
+key, and nothing else is touched. The old versions are deleted last, when what took their place has been opened again. Running it
+again finishes what was cut short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity, X25519Recipient
-from s3hashsync.codec.age_header import parse_text
-from s3hashsync.codec.key_files import RECIPIENTS, RecipientList
+from s3hashsync.codec.key_files import RECIPIENTS, RecipientList, digest_of, parse_recipients
 from s3hashsync.config import Config, EncryptionSettings
-from s3hashsync.errors import Corrupt, Denied, Incomplete, Refused, WrongKey
+from s3hashsync.errors import AlreadyThere, Corrupt, Denied, Incomplete, Missing, Refused, WrongKey
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.unlock import Unlocked, epoch_files, main_key, passphrase_key, unlock
-from s3hashsync.stores.base import ObjectReader, ObjectStore
+from s3hashsync.stores.base import ObjectReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,81 +67,133 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class _Change:
-    objects: ObjectStore
+class Change:
+    """A change, from the look at who is there to its end. `before` is whom the repository listed; None where the list was lost,
+    was forged, or is not about the key file that is there (a list of former days, put back): then it is written anew. `known` are
+    the documents as they were found or left (None: not there), `touched` the keys of those that were written or deleted."""
+
+    keys: RepositoryKeys
     unlocked: Unlocked
-    entropy: Callable[[int], bytes]
-    touched: dict[str, bytes | None]
-    """What was written, by its key; None: it was deleted."""
+    before: RecipientList | None
+    known: dict[str, bytes | None]
+    touched: list[str] = field(default_factory=list)
+
+    @property
+    def newest(self) -> str:
+        return main_key(self.unlocked.newest.epoch)
 
     def put(self, key: str, data: bytes) -> None:
-        self.objects.replace_document(key, data)
-        self.touched[key] = data
+        self.check_alone()
+        self.keys.objects.replace_document(key, data)
+        self._left(key, data)
 
-    def encrypt_to(self, recipients: tuple[str, ...]) -> None:
-        """Every epoch's key, encrypted to these."""
-        parsed = tuple(X25519Recipient.parse(one) for one in recipients)
-        for epoch, key in self.unlocked.epochs.items():
-            self.put(main_key(epoch), age.encrypt(key.text(), parsed, self.entropy))
+    def check_alone(self) -> None:
+        """Two people may change the keys at once, and the store knows no write that depends on what is there."""
+        for key, data in self.known.items():
+            if _read(self.keys.objects, key) != data:
+                raise Refused(
+                    f"somebody else has written {key} at this very moment",
+                    "see who can open the repository now (s3hashsync key list), and run it again",
+                )
+
+    def sealed(self, recipients: tuple[str, ...]) -> dict[str, bytes]:
+        """Every epoch's key file, encrypted to these."""
+        to = tuple(X25519Recipient.parse(one) for one in recipients)
+        epochs = self.unlocked.epochs.items()
+        return {main_key(epoch): age.encrypt(key.text(), to, self.keys.entropy) for epoch, key in epochs}
+
+    def list_these(self, listed: RecipientList, *described: tuple[bytes | None, tuple[str, ...]]) -> None:
+        """Write the list, with the key files that it may stand beside, and whom each is to open for."""
+        files = {digest_of(sealed): recipients for sealed, recipients in described if sealed is not None}
+        self.put(RECIPIENTS, replace(listed, describes=files).render(self.unlocked.root))
+
+    def put_all(self, files: Mapping[str, bytes]) -> None:
+        for key, data in files.items():
+            self.put(key, data)
 
     def add_passphrase(self, passphrase: Passphrase) -> None:
-        for files in epoch_files(self.objects):
+        for files in epoch_files(self.keys.objects):
             text = self.unlocked.epochs[files.epoch].text()
             if any(self._opens(key, passphrase, text) for key in files.passphrases):
                 continue
             number = 1
             while passphrase_key(files.epoch, number) in files.passphrases:
                 number += 1
-            key = passphrase_key(files.epoch, number)
-            self.put(key, age.encrypt(text, (passphrase,), self.entropy))
+            key, data = passphrase_key(files.epoch, number), age.encrypt(text, (passphrase,), self.keys.entropy)
+            self.check_alone()
+            self._create(key, data)
             if not self._opens(key, passphrase, text):
                 raise Corrupt(f"{key} is not what was written")
 
+    def _create(self, key: str, data: bytes) -> None:
+        try:
+            self.keys.objects.create_document(key, data)
+        except AlreadyThere:
+            # An answer may have been lost: then these are our bytes.
+            if _read(self.keys.objects, key) != data:
+                raise Refused(f"somebody else has written {key} at this very moment", "run it again") from None
+        self._left(key, data)
+
     def _opens(self, key: str, passphrase: Passphrase, text: bytes) -> bool:
         try:
-            return age.decrypt(self.objects.read_document(key), (passphrase,)) == text
+            return age.decrypt(self.keys.objects.read_document(key), (passphrase,)) == text
         except (WrongKey, Corrupt):
             return False
 
     def drop_passphrases(self) -> None:
-        for files in epoch_files(self.objects):
+        for files in epoch_files(self.keys.objects):
             for key in files.passphrases:
-                self.objects.delete_document(key)
-                self.touched[key] = None
+                self.keys.objects.delete_document(key)
+                self._left(key, None)
+
+    def _left(self, key: str, data: bytes | None) -> None:
+        self.known[key] = data
+        self.touched.append(key)
 
 
-def change_recipients(keys: RepositoryKeys, wanted: Wanted) -> RecipientList:
-    """Make it so; answers the new list. Needs the identity. Raises `Refused` when what is at hand would not open it any more, and
-    `Incomplete` when old versions of the key files could not be deleted."""
-    objects, unlocked = keys.objects, keys.unlocked()
-    before = checked_list(keys)
-    _check_wanted(unlocked, wanted)
-    known = before.recipients if before else ()
-    both = tuple(dict.fromkeys((*known, *wanted.recipients)))
-    change = _Change(objects, unlocked, keys.entropy, {})
-    if set(both) != set(known):
-        change.encrypt_to(both)
-    if wanted.passphrase is not None:
-        change.add_passphrase(wanted.passphrase)
-    passphrases = 0 if wanted.drop_passphrases else len(epoch_files(objects)[-1].passphrases)
-    now = RecipientList(keys.about.id, unlocked.newest.epoch, wanted.recipients, passphrases)
-    change.put(RECIPIENTS, now.render(unlocked.root))
-    if set(both) == set(known) or set(both) != set(wanted.recipients):
-        change.encrypt_to(wanted.recipients)
-    if wanted.drop_passphrases:
-        change.drop_passphrases()
-    _verify(keys, change)
-    _forget(objects, change)
-    return now
+def begin_change(keys: RepositoryKeys) -> Change:
+    """Needs the identity. What is wanted hangs on who is there now, so this is also what the change goes by later."""
+    unlocked = keys.unlocked()
+    known = {key: _read(keys.objects, key) for key in (RECIPIENTS, *map(main_key, unlocked.epochs))}
+    return Change(keys, unlocked, _believed(unlocked, known[RECIPIENTS], known[main_key(unlocked.newest.epoch)]), known)
 
 
-def checked_list(keys: RepositoryKeys) -> RecipientList | None:
-    """Whom the repository lists; None where the list is lost, or was forged: then it is written anew."""
-    keys.unlocked()
+def _believed(unlocked: Unlocked, said: bytes | None, sealed: bytes | None) -> RecipientList | None:
+    if said is None or sealed is None:
+        return None
     try:
-        return keys.stated_recipients()
+        listed = parse_recipients(said).check(unlocked.root)
     except (Corrupt, WrongKey):
         return None
+    # A change that was cut short, or is under way, has got as far as its key file.
+    return replace(listed, recipients=listed.describes[digest_of(sealed)]) if listed.is_about(sealed) else None
+
+
+def change_recipients(change: Change, wanted: Wanted) -> RecipientList:
+    """Make it so; answers the new list. Raises `Refused` when what is at hand would not open it any more, or when somebody else
+    changes the keys, too, and `Incomplete` when old versions of the key files could not be deleted."""
+    _check_wanted(change.unlocked, wanted)
+    before = change.before
+    there = before.recipients if before else ()
+    everybody = tuple(dict.fromkeys((*there, *wanted.recipients)))
+    first = change.sealed(everybody) if set(everybody) != set(there) else {}
+    if first and before:
+        change.list_these(before, (change.known[change.newest], there), (first[change.newest], everybody))
+    change.put_all(first)
+    if wanted.passphrase is not None:
+        change.add_passphrase(wanted.passphrase)
+    passphrases = 0 if wanted.drop_passphrases else len(epoch_files(change.keys.objects)[-1].passphrases)
+    now = RecipientList(change.keys.about.id, change.unlocked.newest.epoch, wanted.recipients, passphrases)
+    last = change.sealed(wanted.recipients) if not first or set(everybody) != set(wanted.recipients) else {}
+    change.list_these(now, (change.known[change.newest], now.recipients), (last.get(change.newest), now.recipients))
+    change.put_all(last)
+    if wanted.drop_passphrases:
+        change.drop_passphrases()
+    if last:
+        change.list_these(now, (last[change.newest], now.recipients))
+    _verify(change)
+    _forget(change)
+    return now
 
 
 def _check_wanted(unlocked: Unlocked, wanted: Wanted) -> None:
@@ -156,20 +210,18 @@ def _check_wanted(unlocked: Unlocked, wanted: Wanted) -> None:
         )
 
 
-def _verify(keys: RepositoryKeys, change: _Change) -> None:
+def _verify(change: Change) -> None:
     """A passphrase opens the files of passphrases alone: of the others it can be said that they are what was written."""
-    for key, data in change.touched.items():
-        if data is not None and keys.objects.read_document(key) != data:
-            raise Refused(f"somebody else has written {key} at this very moment", "run it again")
-    again = unlock(keys.objects, keys.about, change.unlocked.opener)
+    change.check_alone()
+    again = unlock(change.keys.objects, change.keys.about, change.unlocked.opener)
     if again.epochs.keys() != change.unlocked.epochs.keys():
         raise Refused("the epochs of the repository's keys have changed at this very moment", "run it again")
 
 
-def _forget(objects: ObjectStore, change: _Change) -> None:
+def _forget(change: Change) -> None:
     try:
-        for key in change.touched:
-            objects.forget_versions(key)
+        for key in dict.fromkeys(change.touched):
+            change.keys.objects.forget_versions(key)
     except Denied as error:
         raise Incomplete(
             f"the recipients are changed, but old versions of the key files are still there ({error.message}): with them, whoever"
@@ -178,12 +230,8 @@ def _forget(objects: ObjectStore, change: _Change) -> None:
         ) from error
 
 
-def unlisted(objects: ObjectReader, listed: RecipientList) -> Iterator[str]:
-    """The key files that somebody not listed can open: a change that was cut short left them so. Needs no identity."""
-    for files in epoch_files(objects):
-        header = parse_text(objects.read_document(files.main))
-        recipients = sum(stanza.kind == b"X25519" for stanza in header.stanzas) if header else 0
-        if recipients > len(listed.recipients):
-            yield files.main
-        if len(files.passphrases) > listed.passphrases:
-            yield from files.passphrases[listed.passphrases :]
+def _read(objects: ObjectReader, key: str) -> bytes | None:
+    try:
+        return objects.read_document(key)
+    except Missing:
+        return None

@@ -30,6 +30,7 @@ PREFIX = "keys/"
 SOURCES = "keys/sources/"
 _EPOCH = re.compile(r"keys/([1-9][0-9]{0,8})(?:\.([1-9][0-9]{0,8}))?\.age")
 _AGE = b"age-encryption.org/"
+_SSH = (b"ssh-", b"ecdsa-", b"sk-")
 _ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 LOST = "restore it from an older version, or from the copy that is kept with the recovery kit"
 HOW = "give its identity: --identity FILE, S3HASHSYNC_IDENTITY_FILE, S3HASHSYNC_IDENTITY or S3HASHSYNC_PASSPHRASE"
@@ -58,6 +59,11 @@ def opener_from(label: str, data: bytes, passphrase: Callable[[], str | None]) -
     """The identities in an age identity file, which may itself be encrypted (`age -p`): then its passphrase is asked for."""
     if data.startswith(_ARMOR):
         raise UsageError(f"{label} is an armored age file", f"take the armor off: age -d, then age -p without -a ({label})")
+    if data.startswith(_SSH) or b"PRIVATE KEY-----" in data[:100]:
+        raise UsageError(
+            f"{label} is an SSH key: these are not supported",
+            "it takes an age identity, AGE-SECRET-KEY-1…: s3hashsync key generate makes one, s3hashsync key add lets it in",
+        )
     if data.startswith(_AGE):
         data = _unprotected(label, data, passphrase())
     try:
