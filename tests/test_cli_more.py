@@ -113,7 +113,7 @@ def read_until(terminal: int, wanted: str | None, again: bytes = b"") -> str:
     return said.decode()
 
 
-@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 130), (b"\x03", 130), (b"y\n", 0)])
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 4), (b"\n", 4), (b"\x03", 130), (b"y\n", 0)])
 def test_the_question_takes_one_answer(program: Program, answer: bytes, code: int) -> None:
     pid, terminal = on_a_terminal(program, "apply")
     read_until(terminal, "Apply this plan?")

@@ -170,7 +170,10 @@ def test_a_version_of_another_store_is_missing(store: LocalObjects) -> None:
         store.delete(STEM, version)
 
 
-def test_tidy_removes_what_dead_processes_left(store: LocalObjects, folder: Path) -> None:
+@pytest.mark.parametrize("batch", [True, False])
+def test_tidy_removes_what_dead_processes_left(store: LocalObjects, folder: Path, batch: bool) -> None:
+    """At once where a lock tells the living from the dead, otherwise after a day."""
+    store._folder.batch = batch
     upload = store.begin(STEM, Attempt("aa", ""), 1)
     upload.write_part(1, b"alive, if slow")
     (living,) = (folder / "objects/ab").iterdir()
@@ -180,8 +183,8 @@ def test_tidy_removes_what_dead_processes_left(store: LocalObjects, folder: Path
         path.write_bytes(b"")
     for path in (living, stale):
         os.utime(path, (1, 1))
-    assert store.tidy() == 1
-    assert (stale.exists(), fresh.exists(), living.exists()) == (False, True, True)
+    assert store.tidy() == 1 + batch
+    assert (stale.exists(), fresh.exists(), living.exists()) == (False, not batch, True)
     assert store.tidy() == 0
     assert upload.complete().size == 14
     assert [document.key for document in store.documents("")] == []

@@ -25,7 +25,7 @@ from s3hashsync import __version__
 from s3hashsync.cli.output import Output
 from s3hashsync.cli.progress import Shown
 from s3hashsync.config import Config
-from s3hashsync.errors import ExitCode, Interrupted, S3HashSyncError
+from s3hashsync.errors import ExitCode, Interrupted, Refused, S3HashSyncError
 from s3hashsync.run.backup import Job
 from s3hashsync.run.identities import Unlocking
 from s3hashsync.run.progress import Stop
@@ -84,9 +84,11 @@ class Context:
             return answer
 
     def confirm(self, question: str) -> None:
-        """Asks; anything but yes raises `click.Abort`."""
+        """Asks; no raises `Refused`, Ctrl-C `click.Abort`."""
         with _answering():
-            click.confirm(question, abort=True)
+            agreed = click.confirm(question)
+        if not agreed:
+            raise Refused("you said no: nothing was done")
 
     def agrees(self, question: str) -> bool:
         """Asks; yes unless the person says no."""

@@ -19,7 +19,8 @@ from s3hashsync.disk.metadata import group_name, owner_name
 from s3hashsync.disk.tree import why
 from s3hashsync.errors import UsageError
 from s3hashsync.run.gather import walk_options
-from s3hashsync.run.lease import all_sources
+from s3hashsync.run.key_health import key_faults
+from s3hashsync.run.lease import SourceFacts, all_sources
 from s3hashsync.run.listing import Change, Listed, PathVersion, compare, find_contents, find_paths, list_paths, runs, versions
 from s3hashsync.wiring import own_paths
 
@@ -80,28 +81,36 @@ def status_command(context: Context) -> None:
         configured = {source.name for source in job.config.sources}
         output.text(f"repository {identity.id}  {job.config.repository.objects}  {job.config.repository.index}")
         output.message("repository", id=identity.id, created=identity.created, encryption=identity.encryption)
+        for fault in key_faults(job.repository.keys):
+            output.warning(str(fault))
         known = {facts.name: facts for facts in all_sources(job.repository.index)}
         for name in sorted(configured | known.keys()):
-            facts = known.get(name)
-            output.message(
-                "source",
-                source=name,
-                configured=name in configured,
-                host=facts.host if facts else None,
-                run=facts.run if facts else None,
-                head=facts.head if facts else None,
-                updated=facts.updated if facts else None,
-                files=facts.files if facts else 0,
-                size=facts.size if facts else 0,
-            )
-            if facts is None:
-                output.text(f"  {name}: never backed up")
-                continue
-            missing = "" if name in configured else "; not in this configuration"
-            output.text(
-                f"  {name}: {plural(facts.files, 'file')}, {size_text(facts.size)}, from {facts.host}, last changed"
-                f" {duration_text(max(now - facts.updated, 0))} ago{missing}"
-            )
+            _print_source(output, name, known.get(name), now, configured=name in configured)
+
+
+def _print_source(output: Output, name: str, facts: SourceFacts | None, now: float, *, configured: bool) -> None:
+    output.message(
+        "source",
+        source=name,
+        configured=configured,
+        host=facts.host if facts else None,
+        run=facts.run if facts else None,
+        head=facts.head if facts else None,
+        updated=facts.updated if facts else None,
+        files=facts.files if facts else 0,
+        size=facts.size if facts else 0,
+        unfinished=facts is not None and facts.unfinished,
+    )
+    if facts is None:
+        output.text(f"  {name}: never backed up")
+        return
+    missing = "" if configured else "; not in this configuration"
+    output.text(
+        f"  {name}: {plural(facts.files, 'file')}, {size_text(facts.size)}, from {facts.host}, last changed"
+        f" {duration_text(max(now - facts.updated, 0))} ago{missing}"
+    )
+    if facts.unfinished:
+        output.text("    the last run is still under way, or was cut short: then the next apply goes on with it")
 
 
 # What the run logs know

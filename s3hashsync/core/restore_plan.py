@@ -314,11 +314,13 @@ class RestoreStepReader(Protocol):
 
 @dataclass(slots=True)
 class ClassTotal:
-    """What is fetched out of one storage class: objects (a pack is one), and bytes as they are stored."""
+    """What is fetched out of one storage class: objects (a pack is one), and bytes as they are stored. Of a pack whole frames
+    are fetched, each once."""
 
     objects: int = 0
     stored: int = 0
     packs: set[str] = field(default_factory=set)
+    frames: set[tuple[str, int]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -403,7 +405,9 @@ def _count_fetch(totals: RestoreTotals, step: PlaceFile | CopyFile) -> None:
         at = step.content.location
         if not isinstance(at, PackAt):
             one.objects += 1
-        elif at.pack not in one.packs:
-            one.packs.add(at.pack)
-            one.objects += 1
-        one.stored += step.content.stored
+            one.stored += step.content.stored
+            return
+        one.objects += at.pack not in one.packs
+        one.packs.add(at.pack)
+        one.stored += at.frame_length if (at.pack, at.frame_offset) not in one.frames else 0
+        one.frames.add((at.pack, at.frame_offset))

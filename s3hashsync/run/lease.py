@@ -20,7 +20,8 @@ PREFIX = "source:"
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
     """What the repository knows of a source. `head` is the key of its newest run-log segment ("" before the first); `updated`
-    in epoch seconds. `rewrite`: a run was to write every name again (new owner, older table) and has not finished that."""
+    in epoch seconds. `files` and `size` are what it held when a run last said so; `unfinished`: one has begun since. `rewrite`: a
+    run was to write every name again (new owner, older table) and has not finished that."""
 
     name: str
     host: str
@@ -30,6 +31,7 @@ class SourceFacts:
     files: int = 0
     size: int = 0
     rewrite: bool = False
+    unfinished: bool = False
 
 
 def read_source(index: IndexReader, name: str) -> SourceFacts | None:
@@ -61,6 +63,7 @@ def _facts(item: Control) -> SourceFacts:
         files=int(item.get("files", "0")),
         size=int(item.get("size", "0")),
         rewrite=item.get("rewrite") == "1",
+        unfinished=item.get("unfinished") == "1",
     )
 
 
@@ -84,7 +87,15 @@ class Lease:
             )
 
     def advance(self, facts: SourceFacts) -> None:
-        """Move the head of the run logs: raises `Locked` when the source is no longer ours."""
+        """Move the head of the run logs: raises `Locked` when the source is no longer ours. What the source holds is said by
+        `finish`: the plan is not done yet."""
+        self._write(replace(facts, files=self.facts.files, size=self.facts.size))
+
+    def finish(self, files: int, size: int, *, whole: bool) -> None:
+        """What the source holds now; `whole`: the run came to its end."""
+        self._write(replace(self.facts, files=files, size=size, unfinished=not whole))
+
+    def _write(self, facts: SourceFacts) -> None:
         self._rev = write_facts(self._index, facts, self._rev, self._entropy)
         self.facts = facts
 
@@ -105,7 +116,8 @@ def acquire(
     item = index.read([PREFIX + wanted.name]).get(PREFIX + wanted.name)
     if item is None:
         enlist(index, wanted.name, entropy)
-        return Lease(index, wanted, write_facts(index, wanted, None, entropy), entropy), False
+        facts = replace(wanted, unfinished=True)
+        return Lease(index, facts, write_facts(index, facts, None, entropy), entropy), False
     if not isinstance(item, Control):
         raise Corrupt(f"the item {PREFIX}{wanted.name} of the index is not a source")
     now = _facts(item)
@@ -120,7 +132,7 @@ def acquire(
         raise Locked(
             f"source {wanted.name} was backed up by {now.host} since this run looked at it", "run the same command again"
         )
-    facts = replace(wanted, files=now.files, size=now.size, rewrite=wanted.rewrite or now.rewrite)
+    facts = replace(wanted, files=now.files, size=now.size, rewrite=wanted.rewrite or now.rewrite, unfinished=True)
     return Lease(index, facts, write_facts(index, facts, item.rev, entropy), entropy), foreign
 
 
@@ -135,6 +147,7 @@ def write_facts(index: Index, facts: SourceFacts, expects: Rev | None, entropy: 
         ("files", str(facts.files)),
         ("size", str(facts.size)),
         ("rewrite", "1" if facts.rewrite else "0"),
+        ("unfinished", "1" if facts.unfinished else "0"),
     )
     (outcome,) = index.write([Write(Control(PREFIX + facts.name, rev, fields), expects)])
     if not outcome.written:

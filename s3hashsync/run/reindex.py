@@ -19,6 +19,7 @@ from s3hashsync.core.model import (
     Content,
     ContentHash,
     Control,
+    Kind,
     Record,
     RecordState,
     Rev,
@@ -98,8 +99,8 @@ def rebuild_index(r: Rebuilder) -> tuple[RebuiltIndex, list[Problem]]:
         _write_records(r, catalogue, done, lost)
         lost += [(hash_, name, "no run log says where its content lies") for hash_, name in catalogue.unlocated()]
         problems = [_problem(repository.keys, *one) for one in lost]
-    for header, head, files in heads:
-        facts = SourceFacts(header.source, header.host, header.run, head, int(header.time), files, 0)
+    for header, head, files, size in heads:
+        facts = SourceFacts(header.source, header.host, header.run, head, int(header.time), files, size)
         _write_source(r, facts)
         done.sources += 1
     done.incarnation = _settle_incarnation(r, identity)
@@ -120,17 +121,21 @@ def _check_empty(index: Index, identity: Identity) -> None:
     )
 
 
-def _collect(repository: Repository, source: str, catalogue: Catalogue, progress: Progress) -> tuple[SegmentHeader, str, int]:
-    """The source's names as they are now, and every content its logs ever mention."""
+def _collect(
+    repository: Repository, source: str, catalogue: Catalogue, progress: Progress
+) -> tuple[SegmentHeader, str, int, int]:
+    """The source's names as they are now, and every content its logs ever mention; answers its newest segment, and how many files
+    and bytes it holds."""
     point = find_point(repository, source)
     names = repository.keys.names(source)
-    files = 0
+    files = size = 0
     with opened_snapshot(repository, point, progress) as snapshot:
         for rows in _batches(snapshot.rows()):
             named = [(row.hash, names.of(row.entry.path, row.hash)) for row in rows if row.hash is not None]
             catalogue.add_names(named)
             catalogue.add_contents(row.content for row in rows if row.content is not None)
-            files += len(named)
+            regular = [row.entry.size for row in rows if row.entry.kind is Kind.FILE]
+            files, size = files + len(regular), size + sum(regular)
     try:
         for key, header in segments_back(repository, source, point.head):
             _, lines = read_segment(repository, key)
@@ -139,7 +144,7 @@ def _collect(repository: Repository, source: str, catalogue: Catalogue, progress
                 catalogue.add_removals((h, int(header.time)) for line in batch for h in line.was)
     except Missing as error:
         progress.note(f"{error.message}: contents deleted before it are left to the sweep")
-    return point.header, point.head, files
+    return point.header, point.head, files, size
 
 
 def _write_packs(r: Rebuilder, packs: list[FoundPack]) -> None:

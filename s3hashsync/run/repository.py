@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from s3hashsync.core.model import Control, Rev
-from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused, Unsupported, WrongKey
+from s3hashsync.errors import AlreadyThere, Corrupt, Missing, NoRepository, Refused, StoreError, Unsupported, WrongKey
 from s3hashsync.run.keyring import Keyring, NoKeys
 from s3hashsync.stores.base import Index, IndexReader, ObjectReader, ObjectStore, Write
 
@@ -174,6 +174,22 @@ def _parse(data: bytes) -> Identity:
         )
     except (ValueError, KeyError, TypeError):
         raise Corrupt(f"{DOCUMENT} is damaged", "restore it from an older version of the object") from None
+
+
+def losing_writes(objects: ObjectStore, index: Index, entropy: Callable[[int], bytes]) -> Iterator[StoreError]:
+    """Why the object store, or the index, cannot be written. Each gets a write that must lose: a create-only one of what is there
+    already, and one on a rev that the item does not have. So nothing changes, and the rights are those that a backup takes."""
+    try:
+        objects.create_document(DOCUMENT, objects.read_document(DOCUMENT))
+    except AlreadyThere:
+        pass
+    except StoreError as error:
+        yield error
+    try:
+        item = index.read([ITEM])[ITEM]
+        index.write([Write(replace(item, rev=Rev(entropy(12))), Rev(entropy(12)))])
+    except StoreError as error:
+        yield error
 
 
 def replace_identity(objects: ObjectStore, identity: Identity) -> None:

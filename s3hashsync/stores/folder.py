@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -62,8 +63,6 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 def sync_file(fd: int) -> None:
     """To the platter: on macOS fsync(2) stops at the disk's cache."""
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)
@@ -84,6 +83,7 @@ class Folder:
             raise translated(error, f"cannot open {self.path}", self.path) from error
         self.batch = self._can_batch()
         self._known: set[str] = {""}
+        self._temporaries: set[str] = set()
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         self._unsynced = False
@@ -91,7 +91,11 @@ class Folder:
         self._failed: errors.StoreError | None = None
 
     def close(self) -> None:
+        """What never got its name goes with it: a full disk may need the room."""
         if self.fd >= 0:
+            for name in list(self._temporaries):
+                with contextlib.suppress(OSError):
+                    self.remove(name)
             os.close(self.fd)
             self.fd = -1
 
@@ -153,17 +157,28 @@ class Folder:
         self._known.add(folder)
 
     def temporary(self, folder: str) -> tuple[int, str]:
-        """A new file beside its future place: a rename within one folder works on every file system."""
+        """A new file beside its future place: a rename within one folder works on every file system. It has to stay open until it
+        has its name: the lock on it tells it from what a dead process left."""
         name = f"{folder}/{TEMPORARY}{os.urandom(8).hex()}" if folder else f"{TEMPORARY}{os.urandom(8).hex()}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.room(folder)
+        while True:
+            fd = self._created(name, folder)
+            self._temporaries.add(name)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd, name
+            os.close(fd)  # somebody tidied up in that very moment
+
+    def _created(self, name: str, folder: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return os.open(name, flags, 0o600, dir_fd=self.fd), name
+            return os.open(name, flags, 0o600, dir_fd=self.fd)
         except FileNotFoundError:
             self.must_be_there()
             self._known = {""}  # somebody took an empty folder away
             self.room(folder)
-            return os.open(name, flags, 0o600, dir_fd=self.fd), name
+            return os.open(name, flags, 0o600, dir_fd=self.fd)
 
     def seal(self, fd: int, digest: bytes) -> None:
         """The last thing before a file gets its name."""
@@ -185,6 +200,7 @@ class Folder:
         """Give a temporary file its name, if that is free; otherwise drop it."""
         if _renameat2 is not None:
             if _renameat2(self.fd, temporary.encode(), self.fd, name.encode(), _RENAME_NOREPLACE) == 0:
+                self._temporaries.discard(temporary)
                 return True
             code = ctypes.get_errno()
             if code == errno.EEXIST:
@@ -207,9 +223,20 @@ class Folder:
             self.remove(temporary)
         return True
 
+    def replace(self, temporary: str, name: str) -> None:
+        """Give a temporary file its name, whatever has it now."""
+        os.replace(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self._temporaries.discard(temporary)
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(name, dir_fd=self.fd)
+        self._temporaries.discard(name)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes could be written, as far as the disk says."""
+        free = os.fstatvfs(self.fd)
+        return free.f_bavail * free.f_frsize >= size
 
     def names(self, folder: str) -> list[str]:
         """What lies in `folder`, in no order; nothing when there is no such folder."""

@@ -25,7 +25,10 @@ from s3hashsync.stores.local_upload import LocalUpload
 SINGLE_PUT_LIMIT = 8 << 20
 """Above this a content is written in parts, so that it never lies in memory as a whole."""
 CHUNK = 1 << 20
+LOOK_EVERY = 86_400.0
 STALE_AFTER = 86_400.0
+"""Where locks may not be believed."""
+NEARLY_FULL = 64 << 20
 _TIDIED = f"{TEMPORARY}tidied"
 _CONTENT_FOLDERS = ("objects", "packs")
 _PLAIN = re.compile(r"[A-Za-z0-9_~=+-]+")
@@ -88,16 +91,15 @@ class LocalObjects:
         folder = os.path.dirname(path)
         fd, temporary = self._folder.temporary(folder)
         try:
-            try:
-                for piece in pieces:
-                    write_all(fd, piece)
-                self._folder.seal(fd, digest)
-            finally:
-                os.close(fd)
+            for piece in pieces:
+                write_all(fd, piece)
+            self._folder.seal(fd, digest)
             placed = self._folder.place(temporary, path)
         except BaseException:
             self._folder.remove(temporary)
             raise
+        finally:
+            os.close(fd)
         self._folder.note(folder)
         return placed
 
@@ -240,18 +242,17 @@ class LocalObjects:
         folder = os.path.dirname(key)
         fd, temporary = self._folder.temporary(folder)
         try:
-            try:
-                write_all(fd, body)
-                sync_file(fd)
-            finally:
-                os.close(fd)
+            write_all(fd, body)
+            sync_file(fd)
             if replace:
-                os.replace(temporary, key, src_dir_fd=self._folder.fd, dst_dir_fd=self._folder.fd)
+                self._folder.replace(temporary, key)
             elif not self._folder.place(temporary, key):
                 return False
         except BaseException:
             self._folder.remove(temporary)
             raise
+        finally:
+            os.close(fd)
         self._folder.sync_folders({folder})
         return True
 
@@ -265,13 +266,14 @@ class LocalObjects:
 
     def tidy(self) -> int:
         """Remove temporary files of dead processes, and say how many. Looks at most once a day, since it
-        lists everything.
+        lists everything, unless room is short.
 
-        An upload holds a lock on its file, however long it takes; what a put writes is never a day old
-        while it lives."""
+        Whoever writes a file holds a lock on it, however long it takes. Where locks may not be believed, or
+        not across hosts, the file also has to be a day old."""
         with self._folder.translating("look for temporary files"):
             last = self._folder.stat(_TIDIED)
-            if last is not None and 0 <= time.time() - last.st_mtime < STALE_AFTER:
+            looked = last is not None and 0 <= time.time() - last.st_mtime < LOOK_EVERY
+            if looked and self._folder.has_room(NEARLY_FULL):
                 return 0
             removed = self._tidy_below("")
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -292,7 +294,7 @@ class LocalObjects:
 
     def _remove_if_stale(self, path: str) -> bool:
         info = self._folder.stat(path)
-        if info is None or time.time() - info.st_mtime < STALE_AFTER:
+        if info is None or not (self._folder.batch or time.time() - info.st_mtime >= STALE_AFTER):
             return False
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder.fd)

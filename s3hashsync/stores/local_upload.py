@@ -6,7 +6,6 @@ Decides when an upload is whole. Knows nothing of the layout: it is told its fin
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import os
 
@@ -31,15 +30,18 @@ class LocalUpload:
         self._in_order = True
         self._lengths: dict[int, int] = {}
         self._fd, self._temporary = folder.temporary(os.path.dirname(path))
-        # Held as long as the file is open: tidying leaves the file of a living upload alone, however old it
-        # is.
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write_part(self, number: int, data: bytes) -> None:
         if number < 1 or len(data) > self.part_size:
             raise ValueError(f"part {number} of {len(data)} bytes: parts count from 1, and hold {self.part_size} at most")
-        with self._folder.translating(f"write {self._path}"):
-            write_all(self._fd, data, (number - 1) * self.part_size)
+        try:
+            with self._folder.translating(f"write {self._path}"):
+                write_all(self._fd, data, (number - 1) * self.part_size)
+        except errors.StoreError as error:
+            if not error.transient:
+                # Nobody goes on with it, and the disk may be full of it.
+                self._close()
+            raise
         # Hashed on its way while parts come in order; one that is sent again, or early, is left to a second
         # look.
         self._in_order = self._in_order and number == len(self._lengths) + 1

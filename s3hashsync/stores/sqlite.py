@@ -3,7 +3,8 @@
 Decides transactions, conditions and durability. Knows nothing of the protocol that its items follow. One
 connection under a lock serves all threads of a process; other processes are kept apart by SQLite's own
 locks. On a network file system it runs without WAL, whose shared memory does not work there; `remote` says
-so, for such an index must serve one host only.
+so, for such an index must serve one host only. Reading changes nothing in the file: it is upgraded by the
+first write, and it can be read where nothing can be written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from s3hashsync import errors
+from s3hashsync.codec.sql import insertions
 from s3hashsync.core.model import Control, Item, Overflow, Record, Rev
 from s3hashsync.stores import sqlite_rows as rows
 from s3hashsync.stores.base import Outcome, Write
@@ -29,12 +31,18 @@ CHUNK = 500
 """Keys of one SELECT: below every build's limit of parameters, and always the same statement."""
 PAGE = 500
 _REMEMBERED = 10_000
-_FOREIGN = "choose another path, or restore the index from a copy; `rebuild` makes a new one from the run logs"
+_FOREIGN = "check index: in the configuration; no file of another program is touched"
+_MEND = "s3hashsync rebuild --index puts the damaged file aside, and makes a new index from the run logs"
+_RIGHTS = "check the rights of the file and of its folder: SQLite writes to both"
+_UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+LOGS = ("-wal", "-journal")
+"""What SQLite writes beside a file before it writes to it."""
 
-_INSERT_RECORD = f"INSERT OR REPLACE INTO records VALUES ({', '.join('?' * rows.RECORD_COLUMNS)})"
-_INSERT_OVERFLOW = "INSERT OR REPLACE INTO overflows VALUES (?, ?, ?, ?)"
-_INSERT_CONTROL = "INSERT OR REPLACE INTO controls VALUES (?, ?, ?, ?)"
 _IN_CHUNK = f"IN ({', '.join('?' * CHUNK)})"
+
+
+class Damaged(errors.Corrupt):
+    """The file is no whole SQLite database. (Another program's database is not damaged, but not ours.)"""
 
 
 class SqliteIndex:
@@ -48,11 +56,11 @@ class SqliteIndex:
         self._word_numbers: dict[str, int] = {}
         self._words: dict[int, str] = {}
         self._packs: dict[tuple[str, str], int] = {}
+        self._format = 1  # at least
         self._prepare_file(create=create)
         with self._translating("open"):
             self._db = self._connect()
             try:
-                self._configure()
                 self._check_format(create=create)
                 self._identity = self._file_identity()
             except BaseException:
@@ -80,22 +88,52 @@ class SqliteIndex:
             raise translated(error, f"cannot open {self.path}", folder) from error
 
     def _connect(self) -> sqlite3.Connection:
-        """A repository on a disk that may only be read can still be restored from."""
+        """In the first way that lets the file be read: a disk that may only be read, or that is full, can still be restored
+        from."""
         self.read_only = not (os.access(self.path, os.W_OK) and os.access(os.path.dirname(self.path), os.W_OK))
-        mode = "rw"
-        if self.read_only:
-            # Without a log beside it the file is whole, and nobody here can change it.
-            whole = not os.path.exists(f"{self.path}-wal") or os.path.getsize(f"{self.path}-wal") == 0
-            mode = "ro&immutable=1" if whole else "ro"
-        return sqlite3.connect(
-            f"file:{urllib.parse.quote(self.path)}?mode={mode}",
+        *ways, last = self._ways()
+        for uri, alone in ways:
+            try:
+                return self._connected(uri, alone=alone)
+            except sqlite3.Error as error:
+                if _primary(error) not in _UNWRITABLE:
+                    raise
+        return self._connected(last[0], alone=last[1])
+
+    def _ways(self) -> Iterator[tuple[str, bool]]:
+        """Parameters of the URI, and whether the process has the file to itself: then SQLite needs no shared memory, which takes
+        room on the disk."""
+        # Without a log beside it the file is whole.
+        whole = not any(os.path.exists(f"{self.path}{end}") and os.path.getsize(f"{self.path}{end}") for end in LOGS)
+        if not self.read_only:
+            yield "mode=rw", False
+            yield "mode=rw", True
+        elif whole:
+            yield "mode=ro&immutable=1", False
+        else:
+            yield "mode=ro", False
+            # The log that a dead process left is read along. Nobody here can change it, and no lock can be had.
+            yield "mode=ro&vfs=unix-none", True
+
+    def _connected(self, uri: str, *, alone: bool) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"file:{urllib.parse.quote(self.path)}?{uri}",
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
+        try:
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def _configure(self) -> None:
+        """Once it is known that the file is ours."""
         if self.read_only:
             return
         wanted = "DELETE" if self.remote else "WAL"
@@ -104,7 +142,7 @@ class SqliteIndex:
         # it back.
         self._db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
         self._db.execute("PRAGMA fullfsync = ON")  # macOS: fsync(2) stops at the disk's cache
-        self._db.execute("PRAGMA wal_autocheckpoint = 4000")
+        self._db.execute("PRAGMA wal_autocheckpoint = 12000")
         self._db.execute("PRAGMA cache_size = -8192")
         self._db.execute("PRAGMA trusted_schema = OFF")
 
@@ -119,23 +157,33 @@ class SqliteIndex:
             self._db.execute("COMMIT")
         if self._pragma("application_id") != APPLICATION_ID:
             raise errors.Corrupt(f"{self.path}: not an index of s3hashsync", _FOREIGN)
+        self._configure()
         version = self._pragma("user_version")
         if version > SCHEMA_VERSION:
             raise errors.Unsupported(
                 f"{self.path}: the index has format {version}, this program knows {SCHEMA_VERSION} at most",
                 "use a newer s3hashsync",
             )
-        # What may only be read is read as it is.
-        self._data = "NULL" if self.read_only and version == 1 else "data"
-        if version < SCHEMA_VERSION and not self.read_only:
-            self._upgrade()
 
     def _upgrade(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        """In the transaction of the first write."""
         for version in range(self._pragma("user_version"), SCHEMA_VERSION):
             self._db.execute(rows.UPGRADES[version])
             self._db.execute(f"PRAGMA user_version = {version + 1}")
-        self._db.execute("COMMIT")
+        self._format = SCHEMA_VERSION
+
+    def _data(self) -> str:
+        """The column is not in a file of the first format; another process may upgrade it at any moment."""
+        if self._format == 1:
+            self._format = self._pragma("user_version")
+        return "NULL" if self._format == 1 else "data"
+
+    def check(self) -> None:
+        """Raises `Damaged` where the file is. Reads all of it."""
+        with self._lock, self._translating("read"):
+            (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise Damaged(f"{self.path} is damaged: {found}", _MEND)
 
     def _pragma(self, name: str) -> int:
         return self._one(f"PRAGMA {name}")
@@ -160,15 +208,15 @@ class SqliteIndex:
 
     def _translated(self, error: sqlite3.Error, what: str) -> errors.S3HashSyncError:
         reason = f"cannot {what} {self.path}: {error}"
-        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        match _primary(error):
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
                 return errors.Unreachable(reason, "another process holds the index for long: wait for it, or stop it")
             case sqlite3.SQLITE_FULL:
                 return errors.NoSpace(f"{reason} (no space left)", "free some space on that disk, or raise its quota")
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                return errors.Corrupt(reason, _FOREIGN)
+                return Damaged(reason, _MEND)
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_CANTOPEN:
-                return errors.Denied(reason, "check the rights of the file and of its folder: SQLite writes to both")
+                return errors.Denied(reason, _RIGHTS)
             case sqlite3.SQLITE_IOERR:
                 return errors.StoreError(reason, "is the disk connected, healthy, and not full?")
             case _:
@@ -189,7 +237,7 @@ class SqliteIndex:
             query = "SELECT hash, prefix, rev, names FROM overflows WHERE hash = ? AND prefix = ?"
             for row in self._db.execute(query, (hash_, prefix)):
                 yield rows.overflow_of(*row)
-        for row in self._chunked(f"SELECT key, rev, fields, {self._data} FROM controls WHERE key {_IN_CHUNK}", controls):
+        for row in self._chunked(f"SELECT key, rev, fields, {self._data()} FROM controls WHERE key {_IN_CHUNK}", controls):
             yield rows.control_of(*row)
 
     def _chunked(self, query: str, keys: Sequence[bytes | str]) -> Iterator[tuple[Any, ...]]:
@@ -213,7 +261,8 @@ class SqliteIndex:
         query = "SELECT hash, prefix, rev, names FROM overflows WHERE (hash, prefix) > (?, ?)"
         for row in self._pages(f"{query} ORDER BY hash, prefix LIMIT {PAGE}", [b"", ""]):
             yield rows.overflow_of(*row)
-        query = f"SELECT key, rev, fields, {self._data} FROM controls WHERE key > ? ORDER BY key LIMIT {PAGE}"
+        with self._lock, self._translating("read"):
+            query = f"SELECT key, rev, fields, {self._data()} FROM controls WHERE key > ? ORDER BY key LIMIT {PAGE}"
         for row in self._pages(query, [""]):
             yield rows.control_of(*row)
 
@@ -256,6 +305,9 @@ class SqliteIndex:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        if self.read_only:
+            # SQLite itself would only notice with the first row.
+            raise errors.Denied(f"cannot write {self.path}: it may only be read", _RIGHTS)
         with self._lock, self._translating("write"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -263,7 +315,7 @@ class SqliteIndex:
                 self._db.execute("COMMIT")
             except BaseException:
                 # Numbers that were drawn in it are gone with it.
-                self._word_numbers, self._words, self._packs = {}, {}, {}
+                self._word_numbers, self._words, self._packs, self._format = {}, {}, {}, 1
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
@@ -304,10 +356,12 @@ class SqliteIndex:
                     overflows.append(rows.overflow_row(item))
                 case Control():
                     controls.append(rows.control_row(item))
+        if self._format < SCHEMA_VERSION and (records or overflows or controls):
+            self._upgrade()
         records.sort()  # by hash, which is unique: neighbours in the tree are written together
-        self._db.executemany(_INSERT_RECORD, records)
-        self._db.executemany(_INSERT_OVERFLOW, overflows)
-        self._db.executemany(_INSERT_CONTROL, controls)
+        for table, table_rows in (("records", records), ("overflows", overflows), ("controls", controls)):
+            for statement, values in insertions(f"INSERT OR REPLACE INTO {table}", table_rows):
+                self._db.execute(statement, values)
 
     def _word_number(self, word: str) -> int:
         number = self._word_numbers.get(word)
@@ -344,3 +398,7 @@ def _sorted_out(keys: Iterable[str]) -> tuple[list[bytes], list[tuple[bytes, str
             case hash_, prefix:
                 places.append((hash_, prefix))
     return hashes, places, controls
+
+
+def _primary(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
