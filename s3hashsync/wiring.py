@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -14,21 +15,33 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from s3hashsync.config import Config, DynamoUrl, EncryptionSettings, FolderUrl, S3Url, SqliteUrl, find_config, load
-from s3hashsync.errors import Denied, Missing, NoRepository, Refused
+from s3hashsync.errors import Denied, Missing, NoRepository, Refused, StoreError, WrongKey
 from s3hashsync.run.backup import Job
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
 from s3hashsync.run.helper import Helper
 from s3hashsync.run.identities import Unlocking, opener_finder
 from s3hashsync.run.keyring import Keyring, NoKeys
-from s3hashsync.run.keys import HostPlace, RepositoryKeys, check_new, check_pins, check_setting
+from s3hashsync.run.keys import RepositoryKeys, check_setting
 from s3hashsync.run.lease import all_sources
+from s3hashsync.run.pins import HostPlace, check_new, check_pins
 from s3hashsync.run.progress import Progress, Silent, Stop
-from s3hashsync.run.repository import PLAIN, STORE, SUFFIX, Identity, Repository, initialise, open_repository, read_identity
+from s3hashsync.run.repository import (
+    DOCUMENT,
+    PLAIN,
+    STORE,
+    SUFFIX,
+    Identity,
+    Repository,
+    initialise,
+    open_repository,
+    read_identity,
+)
 from s3hashsync.stores.base import Index, ObjectStore
 from s3hashsync.stores.filesystem import file_system_kind, is_remote
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.retrying import RetryEvent, RetryingIndex, RetryingObjects, RetryPolicy
 from s3hashsync.stores.sqlite import SqliteIndex
+from s3hashsync.stores.sqlite_damaged import put_aside_if_damaged
 
 if TYPE_CHECKING:
     from s3hashsync.stores.aws import Aws
@@ -71,13 +84,38 @@ def opened_stores(
         aws = connect_aws(config, environ) if needs_aws(config) else None
         policy = RetryPolicy()
         hook = _told(progress)
-        objects = _objects(config, aws, stack, create=create)
-        identity = read_identity(objects)
-        if identity is None and not create:
-            raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
+        if create and _is_nothing_there(config):
+            # Before a folder or a file is made.
+            check_new(host_place(config, environ), "")
+        with _pinned(config, environ):
+            objects = _objects(config, aws, stack, create=create)
+            identity = read_identity(objects)
+            if identity is None and not create:
+                raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
+        if new_index and isinstance(config.repository.index, SqliteUrl):
+            _put_aside_if_damaged(config.repository.index.path, progress)
         # Never an empty index beside an existing repository: that would hide everything that is stored.
         index = _index(config, aws, stack, create=new_index or (create and identity is None))
         yield Stores(RetryingObjects(objects, policy, hook), RetryingIndex(index, policy, hook), aws)
+
+
+@contextmanager
+def _pinned(config: Config, environ: Mapping[str, str]) -> Iterator[None]:
+    """Where there is no repository, but this host is enrolled in one there, it is not a new place: the disk is not mounted, or
+    another one is. Raises `WrongKey` then."""
+    try:
+        yield
+    except NoRepository:
+        check_new(host_place(config, environ), "")
+        raise
+
+
+def _is_nothing_there(config: Config) -> bool:
+    """Of an embedded repository: not even what an `init` that was cut short leaves."""
+    objects, index = config.repository.objects, config.repository.index
+    if not isinstance(objects, FolderUrl) or not isinstance(index, SqliteUrl):
+        return False
+    return not os.path.exists(os.path.join(objects.path, DOCUMENT)) and not os.path.exists(index.path)
 
 
 def needs_aws(config: Config) -> bool:
@@ -119,9 +157,6 @@ def _objects(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool)
                 hint = "the folder above it is missing: is the disk mounted? otherwise make that folder first"
             raise NoRepository(f"there is no repository at {url.path}", hint) from error
         stack.callback(store.close)
-        with suppress(Denied):
-            # A disk that may only be read can still be restored from.
-            store.tidy()
         return store
     assert aws is not None
     return open_s3(aws, url, create=create)
@@ -171,6 +206,12 @@ def _index(config: Config, aws: Aws | None, stack: ExitStack, *, create: bool) -
     return table
 
 
+def _put_aside_if_damaged(path: str, progress: Progress) -> None:
+    aside = put_aside_if_damaged(path)
+    if aside is not None:
+        progress.note(f"{path} is damaged: it was put aside as {aside}")
+
+
 def _told(progress: Progress) -> Callable[[RetryEvent], None]:
     def tell(event: RetryEvent) -> None:
         if event.attempt > 1:
@@ -214,12 +255,13 @@ def keys_of(
 ) -> Keyring:
     """The keys of this repository. Raises `WrongKey` when it is not what this host knows, `Refused` when it is not what the
     configuration says."""
-    place = host_place(config, environ)
+    unlocking = unlocking or Unlocking()
+    place = replace(host_place(config, environ), warn=unlocking.warn)
     check_pins(place, about)
     check_setting(config, about)
     if about.encryption == PLAIN:
         return NoKeys()
-    return RepositoryKeys(objects, about, place, opener_finder(config, environ, unlocking or Unlocking()), os.urandom)
+    return RepositoryKeys(objects, about, place, opener_finder(config, environ, unlocking), os.urandom)
 
 
 # Jobs
@@ -235,7 +277,7 @@ def make_job(config: Config, repository: Repository, environ: Mapping[str, str],
         stop=stop,
         clock=time.time,
         clock_ns=time.time_ns,
-        entropy=os.urandom,
+        entropy=_Entropy(),
         threads=LOCAL_THREADS if local else config.upload_threads,
         own=own_paths(config, environ),
     )
@@ -259,10 +301,11 @@ def opened_keys(config: Config, environ: Mapping[str, str], progress: Progress, 
     """The keys of an encrypted repository; the index is not opened. Raises `Refused` where nothing is encrypted."""
     with ExitStack() as stack:
         aws = connect_aws(config, environ) if isinstance(config.repository.objects, S3Url) else None
-        objects = RetryingObjects(_objects(config, aws, stack, create=False), RetryPolicy(), _told(progress))
-        about = read_identity(objects)
-        if about is None:
-            raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
+        with _pinned(config, environ):
+            objects = RetryingObjects(_objects(config, aws, stack, create=False), RetryPolicy(), _told(progress))
+            about = read_identity(objects)
+            if about is None:
+                raise NoRepository(f"there is no repository at {config.repository.objects}", "s3hashsync init makes one")
         keys = keys_of(config, environ, objects, about, unlocking)
         if not isinstance(keys, RepositoryKeys):
             raise Refused("the repository is not encrypted: there are no keys", "whether it is, was decided when it was made")
@@ -274,7 +317,7 @@ def repository_there(config: Config, environ: Mapping[str, str]) -> bool:
     try:
         with opened_stores(config, environ, Silent()):
             return True
-    except (NoRepository, Missing):
+    except (NoRepository, Missing, WrongKey):
         return False
 
 
@@ -349,6 +392,14 @@ def refuse_what_breaks(job: Job, environ: Mapping[str, str]) -> None:
             raise Refused(what, hint)
 
 
+def tidy(config: Config) -> None:
+    """Before every apply: what dead processes have left in the folder of an embedded repository."""
+    url = config.repository.objects
+    if isinstance(url, FolderUrl):
+        with suppress(StoreError), closing(LocalObjects(url.path)) as objects:
+            objects.tidy()
+
+
 def iam_policies(config: Config) -> list[tuple[str, str]]:
     """The rights of each role, as JSON."""
     from s3hashsync.stores.iam import Place, Role, policy
@@ -360,3 +411,25 @@ def iam_policies(config: Config) -> list[tuple[str, str]]:
     place = Place(objects.bucket, objects.prefix, table)
     roles = [role for role in Role if role is not Role.KEYS or config.encryption != "off"]
     return [(role.value, policy(role, place)) for role in roles]
+
+
+class _Entropy:
+    """The system's randomness. Short draws (revs: one and more for each content) come out of a block, since each question to the
+    system lets another thread take the interpreter's lock; keys are drawn each by itself. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._block = b""
+
+    def __call__(self, size: int) -> bytes:
+        if size > _SHORT:
+            return os.urandom(size)
+        with self._lock:
+            if len(self._block) < size:
+                self._block = os.urandom(64 * _SHORT)
+            drawn, self._block = self._block[:size], self._block[size:]
+        return drawn
+
+
+_SHORT = 12
+"""A rev has so many bytes; the key of an age file has more."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.frames import FrameMaker, ThreadFrames
 from s3hashsync.run.helper import Helper, HelperFrames, folder_of
 from s3hashsync.run.keyring import NoKeys
-from s3hashsync.run.packing import Pack, PackedContent, Packer, PackLimits
+from s3hashsync.run.packing import Pack, PackedContent, Packer, PackLimits, PackPorts
 from s3hashsync.run.progress import Silent
 
 
@@ -117,15 +118,25 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     os.close(made.fd)
 
 
+STORED: dict[str, bytes] = {}
+
+
+def packer_of(frames: FrameMaker, limits: PackLimits) -> Packer:
+    def store(pack: Pack) -> None:
+        STORED[pack.id] = b"".join(pack.body)
+
+    return Packer(PackPorts(frames, NoKeys(), random.Random(1).randbytes, Silent(), store, threading.Event()), limits)
+
+
 @pytest.fixture(params=["threads", "helper"])
 def packer(folder: Folder, request: pytest.FixtureRequest) -> Iterator[Packer]:
     """Frames made in this process and in another one."""
     helper = Helper()
-    frames: FrameMaker = ThreadFrames(folder.fd, inodes=True)
+    frames: FrameMaker = ThreadFrames(folder.fd)
     if request.param == "helper":
-        frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
+        frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
     limits = PackLimits(1 << 20, str(folder.path))
-    made = Packer(frames, limits, NoKeys(), random.Random(1).randbytes, Silent())
+    made = packer_of(frames, limits)
     yield made
     made.stop()
     helper.close()
@@ -134,7 +145,7 @@ def packer(folder: Folder, request: pytest.FixtureRequest) -> Iterator[Packer]:
 def member(pack: Pack, hash_: ContentHash) -> bytes:
     """As a restore reads it: its frame alone."""
     place = pack.contents[hash_]
-    frame = b"".join(pack.body)[place.frame_offset : place.frame_offset + place.frame_length]
+    frame = STORED[pack.id][place.frame_offset : place.frame_offset + place.frame_length]
     tar = zstandard.ZstdDecompressor().decompress(frame)
     return tar[place.offset : place.offset + place.size]
 
@@ -167,7 +178,7 @@ def test_stock_tools_open_a_pack(folder: Folder, packer: Packer, tmp_path: Path)
     contents = [b"", b"small", bytes(700_000), random.Random(3).randbytes(600_000), b"x" * 513]
     for n, content in enumerate(contents):
         packer.add(*folder.write(f"{n}", content))
-    (tmp_path / "pack").write_bytes(b"".join(packer.close().result().body))
+    (tmp_path / "pack").write_bytes(STORED[packer.close().result().id])
     out = tmp_path / "out"
     out.mkdir()
     subprocess.run("zstd -dqc pack | tar x -C out", shell=True, cwd=tmp_path, check=True)
@@ -182,13 +193,14 @@ def test_a_file_that_changed_underfoot_is_left_out(folder: Folder, packer: Packe
     for each in (kept, gone, other, touched):
         packer.add(*each)
     pack = packer.close().result()
-    assert list(pack.contents) == [kept[0]]
+    # Other times alone do not matter: it is the content that goes under its hash.
+    assert list(pack.contents) == [kept[0], touched[0]]
     assert kept[0].hex().encode() in opened(pack)
     assert other[0].hex().encode() not in opened(pack)
 
 
 def opened(pack: Pack) -> bytes:
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(b"".join(pack.body)), read_across_frames=True) as frames:
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(STORED[pack.id]), read_across_frames=True) as frames:
         return frames.read()
 
 
@@ -284,8 +296,8 @@ def test_a_frame_that_the_helper_cannot_open_again_is_not_sent(folder: Folder, m
     broken = "from s3hashsync.codec import pack; pack.Uncompressed.compress = lambda taken: taken.tar; "
     monkeypatch.setattr(helper_module, "_START", helper_module._START.replace("serve()", broken + "serve()"))
     helper = Helper()
-    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
-    packer = Packer(frames, PackLimits(1 << 20, str(folder.path)), NoKeys(), random.Random(1).randbytes, Silent())
+    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
+    packer = packer_of(frames, PackLimits(1 << 20, str(folder.path)))
     packer.add(*folder.write("a", b"a"))
     with pytest.raises(Corrupt, match="nothing of it was sent") as caught:
         packer.close().result()
@@ -296,10 +308,10 @@ def test_a_frame_that_the_helper_cannot_open_again_is_not_sent(folder: Folder, m
 
 def test_a_helper_that_dies_is_an_error_and_no_hang(folder: Folder) -> None:
     helper = Helper()
-    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
+    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
     hash_, candidate = folder.write("a", b"a")
     entry = candidate.entry
-    wanted = [(hash_, candidate.sha256, entry.path, entry.size, entry.mtime_ns, entry.inode)]
+    wanted = [(hash_, candidate.sha256, entry.path, entry.size)]
     assert frames.make(wanted).result()[2] == [(hash_, 512, 1)]
     assert helper._process is not None
     helper._process.kill()
@@ -312,11 +324,11 @@ def test_a_helper_that_dies_is_an_error_and_no_hang(folder: Folder) -> None:
 
 def test_questions_and_answers_that_fill_both_pipes_do_not_wait_for_each_other(folder: Folder) -> None:
     helper = Helper()
-    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd), inodes=True)
+    frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
     hash_, candidate = folder.write("a", random.Random(6).randbytes(300_000))
     entry = candidate.entry
-    one = (hash_, candidate.sha256, entry.path, entry.size, entry.mtime_ns, entry.inode)
-    missing = [(hash_, candidate.sha256, b"x" * 4000, 1, 1, 1)] * 20
+    one = (hash_, candidate.sha256, entry.path, entry.size)
+    missing = [(hash_, candidate.sha256, b"x" * 4000, 1)] * 20
     answers = [frames.make([one, *missing]) for _ in range(60)]
     assert all(len(answer.result(timeout=60)[2]) == 1 for answer in answers)
     helper.close()

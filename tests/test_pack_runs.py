@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from s3hashsync.config.model import PackSettings
 from s3hashsync.core.model import Control, PackAt, RecordState, pack_key
 from s3hashsync.core.plan import StoreContent
 from s3hashsync.errors import S3HashSyncError
-from s3hashsync.run import backup, candidates, frames, gather, uploads
+from s3hashsync.run import backup, candidates, frames, rehash, uploads
 from s3hashsync.run.helper import Helper
 from tests.faulty import Crash, Fault, FaultPlan, Operation, Rule, on
 from tests.harness import House, as_they_are, fast_folder
@@ -87,15 +88,16 @@ def assert_all_well(house: House) -> None:
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, path: bytes) -> None:
-    open_stable = candidates.open_stable
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(name: bytes, *args: object, **named: object) -> object:
+            if name == path:
+                raise PermissionError(13, "Permission denied")
+            return function(name, *args, **named)
 
-    def refuse(name: bytes, *args: object, **named: object) -> object:
-        if name == path:
-            raise PermissionError(13, "Permission denied")
-        return open_stable(name, *args, **named)  # type: ignore[arg-type]
+        return refuse
 
-    for module in (candidates, frames):
-        monkeypatch.setattr(module, "open_stable", refuse)
+    monkeypatch.setattr(candidates, "open_stable", refusing(candidates.open_stable))
+    monkeypatch.setattr(frames, "read_small", refusing(frames.read_small))
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["plan and apply", "saved plan"])
@@ -141,7 +143,7 @@ def test_where_the_first_path_changed_another_one_gives_the_content(house: House
 
 def test_a_helper_that_is_killed_loses_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process hashes the files and makes the frames; it dies between plan and apply."""
-    monkeypatch.setattr(gather, "WORTH_IT", 1)
+    monkeypatch.setattr(rehash, "WORTH_IT", 1)
     with closing(Helper()) as helper, house.job() as job, backup.planned(replace(job, helper=helper)) as work:
         assert helper._process is not None
         helper._process.kill()
@@ -230,17 +232,15 @@ def test_the_order_is_revs_mark_item_pack_records(house: House) -> None:
     house.wrap = under(plan)
     with state_under(plan):
         house.backup()
-    (put,) = [n for n, one in enumerate(plan.log) if one.name == "objects.put"]
-    around = [(one.name, one.key[:5] if one.name == "index.write" else "") for one in plan.log[put - 3 : put + 4]]
-    assert around == [
-        ("index.read", ""),
-        ("state", ""),
-        ("index.write", "pack:"),
-        ("objects.put", ""),
-        ("objects.barrier", ""),
-        ("index.read", ""),
-        ("objects.barrier", ""),
-    ]
+    names = [f"item {one.key[:5]}" if one.name == "index.write" else one.name for one in plan.log]
+    (put,) = [n for n, name in enumerate(names) if name == "objects.put"]
+    # The steps' own mark goes on beside it.
+    before = [name for name in names[:put] if name != "state"]
+    assert before[-2:] == ["index.read", "item pack:"]
+    read, item = (max(n for n, name in enumerate(names[:put]) if name == wanted) for wanted in before[-2:])
+    assert "state" in names[read:item]
+    assert [name for name in names[put:] if name != "state"][:2] == ["objects.put", "objects.barrier"]
+    assert min(n for n, name in enumerate(names) if name.startswith("item ") and n > item) > put
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

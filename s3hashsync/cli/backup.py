@@ -10,13 +10,14 @@ from s3hashsync.cli.app import Context, common, pass_context
 from s3hashsync.cli.output import Output, duration_text, plural, size_text
 from s3hashsync.cli.progress import Shown
 from s3hashsync.cli.render import emit_plan, objects_text, print_plan, totals_fields
+from s3hashsync.config import exposed
 from s3hashsync.core.plan import Plan, Problem
 from s3hashsync.errors import ExitCode, Incomplete, Interrupted, S3HashSyncError, UsageError
 from s3hashsync.run import backup, saved_plan
 from s3hashsync.run.backup import ApplyOptions, Job, MassChange, Planned, Summary
-from s3hashsync.run.keys import check_enrolled
+from s3hashsync.run.key_health import check_writable
 from s3hashsync.run.recipients import stated_difference
-from s3hashsync.wiring import refuse_what_breaks
+from s3hashsync.wiring import refuse_what_breaks, tidy
 
 DETAILED_CHANGES = 2
 
@@ -48,7 +49,9 @@ def _plan(context: Context, sources: tuple[str, ...], out: str | None) -> Plan:
     if out:
         _check_out(out)
     with context.job("plan") as (job, progress):
-        check_enrolled(job.repository.keys)
+        if said := exposed(job.config):
+            context.output.warning(said)
+        _check_keys(context.output, job)
         return _planned(context, job, progress, sources, out)
 
 
@@ -57,6 +60,7 @@ def _planned(context: Context, job: Job, progress: Shown, sources: tuple[str, ..
         progress.stop()
         _show_recipients(context.output, job)
         _show(context.output, work)
+        _warn_of_owners(context.output, work)
         if out:
             saved_plan.save(work.plan, out)
             context.output.info(f"Saved to {out}. To take exactly these steps: s3hashsync apply {out}")
@@ -70,6 +74,11 @@ def _check_out(out: str) -> None:
         raise UsageError(f"cannot write the plan {out}: there is no folder {folder}", "choose another --out FILE")
     if os.path.exists(out) and not os.path.isfile(out):
         raise UsageError(f"cannot write the plan {out}: it is there, and is no file", "choose another --out FILE")
+
+
+def _check_keys(output: Output, job: Job) -> None:
+    for fault in check_writable(job.repository.keys):
+        output.warning(str(fault))
 
 
 def _show_recipients(output: Output, job: Job) -> None:
@@ -96,6 +105,13 @@ def _show(output: Output, work: Planned, *, allowed: bool = False) -> None:
         output.warning(_mass_text(change) + ("" if allowed else "; apply refuses it without --allow-mass-change"))
 
 
+def _warn_of_owners(output: Output, work: Planned) -> None:
+    for session in work.sessions.values():
+        if session.foreign and session.facts is not None:
+            name, owner = session.source.name, session.facts.host
+            output.warning(f"source {name} belongs to host {owner!r}, not to this one: apply refuses it without --take-over")
+
+
 def _mass_text(change: MassChange) -> str:
     return f"this removes {change.removed:,} of {change.files:,} files of source {change.source}"
 
@@ -110,15 +126,16 @@ def _mass_text(change: MassChange) -> str:
 def apply_command(context: Context, what: tuple[str, ...], yes: bool, allow_mass_change: bool, take_over: bool) -> None:
     """Plan and apply, or apply a saved plan."""
     with context.job("backup") as (job, progress):
-        check_enrolled(job.repository.keys)
+        _check_keys(context.output, job)
         refuse_what_breaks(job, os.environ)
+        tidy(job.config)
         file = _plan_file(job, what)
         options = ApplyOptions(allow_mass_change, take_over, strict=file is not None)
         if file is not None:
             with saved_plan.reopened(job, saved_plan.load(file)) as work:
                 _apply(context, job, work, options)
             return
-        with backup.planned(job, what) as work:
+        with backup.planned(job, what, fleeting=yes) as work:
             progress.stop()
             _show_recipients(context.output, job)
             if not context.output.as_json and context.output.verbosity >= 0:

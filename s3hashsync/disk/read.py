@@ -55,7 +55,7 @@ class StableFile:
         self._dir_fd = dir_fd
         self._position = 0
         self._verified = False
-        self._fd = self._open()
+        self._fd = _opened(path, dir_fd)
         try:
             self._compare(os.fstat(self._fd))
         except BaseException:
@@ -107,18 +107,6 @@ class StableFile:
             raise self._changed("it was replaced")
         self._verified = True
 
-    def _open(self) -> int:
-        try:
-            try:
-                return os.open(self._path, _FLAGS | _NOATIME, dir_fd=self._dir_fd)
-            except PermissionError:
-                # Only the owner may ask for O_NOATIME; whether it may be read is another question.
-                return os.open(self._path, _FLAGS, dir_fd=self._dir_fd)
-        except OSError as error:
-            if error.errno in _REPLACED:
-                raise self._changed(error.strerror or "it was replaced") from None
-            raise
-
     def _compare(self, now: os.stat_result) -> None:
         expected = self._expected
         if not stats.S_ISREG(now.st_mode):
@@ -131,8 +119,25 @@ class StableFile:
             raise self._changed("it was written to")
 
     def _changed(self, why: str) -> ChangedUnderfoot:
-        message = f"{os.fsdecode(self._path)} changed while it was read: {why}"
-        return ChangedUnderfoot(message, "it is left to the next run")
+        return _changed(self._path, why)
+
+
+def _opened(path: bytes, dir_fd: int | None) -> int:
+    try:
+        try:
+            return os.open(path, _FLAGS | _NOATIME, dir_fd=dir_fd)
+        except PermissionError:
+            # Only the owner may ask for O_NOATIME; whether it may be read is another question.
+            return os.open(path, _FLAGS, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in _REPLACED:
+            raise _changed(path, error.strerror or "it was replaced") from None
+        raise
+
+
+def _changed(path: bytes, why: str) -> ChangedUnderfoot:
+    message = f"{os.fsdecode(path)} changed while it was read: {why}"
+    return ChangedUnderfoot(message, "it is left to the next run")
 
 
 def open_stable(path: bytes, expected: Facts, *, dir_fd: int | None = None) -> StableFile:
@@ -142,6 +147,22 @@ def open_stable(path: bytes, expected: Facts, *, dir_fd: int | None = None) -> S
     alone where the system lets it.
     """
     return StableFile(path, expected, dir_fd)
+
+
+def read_small(path: bytes, size: int, *, dir_fd: int | None = None) -> bytes:
+    """All of a file that should have `size` bytes, for whoever compares its hash: that says more than anything else about the
+    file, which is not looked at. ChangedUnderfoot when it has another size."""
+    fd = _opened(path, dir_fd)
+    try:
+        # One more, to see that it has not grown. Only a file that shrinks, or a disk far away, gives less at once.
+        data = os.read(fd, size + 1)
+        while 0 < len(data) < size and (more := os.read(fd, size + 1 - len(data))):
+            data += more
+    finally:
+        os.close(fd)
+    if len(data) != size:
+        raise _changed(path, f"it does not have {size} bytes any more")
+    return data
 
 
 def hash_file(path: bytes, expected: Facts, *, dir_fd: int | None = None) -> Sha256:

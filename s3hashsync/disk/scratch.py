@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import marshal
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from s3hashsync.codec.location import decode_location, encode_location
+from s3hashsync.codec.sql import insertions, matches
 from s3hashsync.core.compile import Before, Change, Known, Verdict
 from s3hashsync.core.model import ContentHash, Entry, Kind, RecordState, Sha256
 from s3hashsync.core.value import value
@@ -69,11 +71,12 @@ ORDER BY source, coalesce(place, n), n
 """
 
 _TO_HASH = """
-SELECT n, entry, CASE WHEN verdict = 'changed' AND length(before_hashes) = 32 AND before_kind = 'file' THEN before_hashes END
-FROM changes WHERE n > ? AND needs_hash = 1 AND source = ? ORDER BY n LIMIT 1000
+SELECT n, entry, verdict, before_kind, before_size, before_hashes FROM changes
+WHERE n > ? AND needs_hash = 1 AND source = ? AND NOT EXISTS (SELECT 1 FROM hashes WHERE hashes.n = changes.n)
+ORDER BY n LIMIT 1000
 """
 
-_PUT_HASH = "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)"
+_PUT_HASH = "INSERT OR REPLACE INTO hashes"
 
 # Looking a value up costs a fifth of calling the enumeration, and this runs for every path of every reading.
 _KINDS = {kind.value: kind for kind in Kind}
@@ -107,11 +110,14 @@ class Scratch:
     def begin_source(self, name: str) -> None:
         self._sources.append(name)
 
-    def add(self, changes: Iterable[tuple[Change, bool]]) -> None:
-        """Changes of the source begun last, each with whether its content still has to be hashed."""
+    def add(self, changes: Iterable[tuple[Change, bool]]) -> list[ToHash]:
+        """Changes of the source begun last, each with whether its content still has to be hashed; answers those that have."""
         rows = []
         hashes = []
+        unread: list[ToHash] = []
         for change, needs_hash in changes:
+            if needs_hash and change.entry is not None:
+                unread.append(ToHash(self._next, change.entry, _confirmed(change.verdict, change.before)))
             if change.hash is not None:
                 hashes.append((self._next, change.hash, change.sha256))
             before = change.before
@@ -130,32 +136,41 @@ class Scratch:
                 )
             )
             self._next += 1
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self._db.executemany(_PUT_HASH, hashes)
-        self._db.execute("COMMIT")
+        with self._transaction():
+            self._insert("INSERT INTO changes", rows)
+            self._insert(_PUT_HASH, hashes)
+        return unread
 
     def to_hash(self) -> Iterator[ToHash]:
-        """The files of the source begun last whose content has to be read, in the order of the walk."""
+        """The files of the source begun last whose content has to be read and has no hash yet, in the order of the walk."""
         last = -1
         while page := self._db.execute(_TO_HASH, (last, len(self._sources) - 1)).fetchall():
             last = page[-1][0]
-            for n, entry, before in page:
-                yield ToHash(n, _unpack(entry), before)
+            for n, entry, verdict, *before in page:
+                yield ToHash(n, _unpack(entry), _confirmed(_VERDICTS[verdict], _before(*before)))
 
     def set_hashes(self, found: Iterable[tuple[int, ContentHash, Sha256]]) -> None:
-        self._all(_PUT_HASH, found)
+        with self._transaction():
+            self._insert(_PUT_HASH, list(found))
 
     def set_verdicts(self, changed: Iterable[tuple[int, Verdict]]) -> None:
-        self._all("UPDATE changes SET verdict = ? WHERE n = ?", [(v.value, n) for n, v in changed])
+        with self._transaction():
+            self._db.executemany("UPDATE changes SET verdict = ? WHERE n = ?", [(v.value, n) for n, v in changed])
 
-    def forget(self, numbers: Iterable[int]) -> None:
-        self._all("DELETE FROM changes WHERE n = ?", [(n,) for n in numbers])
+    def forget(self, numbers: Sequence[int]) -> None:
+        with self._transaction():
+            for statement, values in matches("DELETE FROM changes WHERE n", numbers):
+                self._db.execute(statement, values)
 
-    def _all(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
-        """In one transaction: one for each row takes ten times as long."""
+    def _insert(self, into: str, rows: Sequence[Sequence[object]]) -> None:
+        for statement, values in insertions(into, rows):
+            self._db.execute(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One for each row takes ten times as long. What fails ends the plan, and with it the file."""
         self._db.execute("BEGIN")
-        self._db.executemany(statement, rows)
+        yield
         self._db.execute("COMMIT")
 
     def hashes(self) -> Iterator[list[ContentHash]]:
@@ -166,10 +181,9 @@ class Scratch:
             yield [ContentHash(row[0]) for row in batch]
 
     def set_known(self, known: Mapping[ContentHash, Known]) -> None:
-        self._all(
-            "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)",
-            [(h, k.state.value, encode_location(k.location) if k.location else None, k.spill) for h, k in known.items()],
-        )
+        rows = [(h, k.state.value, encode_location(k.location) if k.location else None, k.spill) for h, k in known.items()]
+        with self._transaction():
+            self._insert("INSERT OR REPLACE INTO known", rows)
 
     def join(self) -> None:
         """Pair moves and fix the order: once, after `hashes`."""
@@ -196,13 +210,24 @@ class Scratch:
             _unpack(entry) if entry is not None else None,
             hash_,
             sha256,
-            Before(_KINDS[kind], size, _split(hashes)) if kind is not None else None,
+            _before(kind, size, hashes),
             Known(_STATES[state], decode_location(location) if location else None, spill) if state else None,
             bool(first),
             origin,
             bool(left),
             rule,
         )
+
+
+def _confirmed(verdict: Verdict, before: Before | None) -> ContentHash | None:
+    """The hash that a path surely had, and has been looked at again for."""
+    if verdict is not Verdict.CHANGED or before is None or before.kind is not Kind.FILE or len(before.hashes) != 1:
+        return None
+    return before.hashes[0]
+
+
+def _before(kind: str | None, size: int, hashes: bytes) -> Before | None:
+    return Before(_KINDS[kind], size, _split(hashes)) if kind is not None else None
 
 
 def _split(hashes: bytes) -> tuple[ContentHash, ...]:

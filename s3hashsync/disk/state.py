@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+from s3hashsync.codec.sql import insertions, matches
 from s3hashsync.core.model import Content, ContentHash, Entry, ObjectAt, Rev, Sha256
 from s3hashsync.disk.state_rows import FILE_NUMBER, Known, Row, content_from, content_row, file_row, key_of, known_from, wrapped
 from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
@@ -84,10 +86,12 @@ class Anchor:
 
 
 class State:
-    """One source's state, used by one process at a time (the caller holds the source's lock) and by one thread."""
+    """One source's state, used by one process at a time (the caller holds the source's lock). Any thread may write; what one of
+    them is writing the others may see before it is durable."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._lock = threading.RLock()
         with _translated(path):
             fresh = not os.path.exists(path)
             if fresh:
@@ -95,6 +99,7 @@ class State:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA wal_autocheckpoint=8000")
             self._db.execute("PRAGMA cache_size=-4000")
             self._prepare()
 
@@ -207,15 +212,14 @@ class State:
     def load(self, rows: Iterable[tuple[Known, Content | None]]) -> None:
         """Write rows wholesale, for a rebuild."""
         with self._transaction():
-            for known, content in rows:
-                self._db.execute(_PUT_FILE, file_row(known))
-                if content is not None:
-                    self._db.execute(_PUT_CONTENT, content_row(content))
+            for page in _pages(rows):
+                self._insert(_PUT_FILE, [file_row(known) for known, _ in page])
+                self._insert(_PUT_CONTENT, [content_row(content) for _, content in page if content is not None])
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Take rows out, for a rebuild that replays removals."""
         with self._transaction():
-            self._db.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in keys])
+            self._delete("files", "key", list(keys))
 
     # Batches
 
@@ -227,11 +231,8 @@ class State:
         """Durable before it returns: these paths (keys) may be under these hashes, and these puts may happen."""
         rows = [(key, hash_) for key, hashes in paths for hash_ in hashes or (b"",)]
         with self._transaction():
-            self._db.executemany("INSERT OR IGNORE INTO dirty VALUES (?, ?)", rows)
-            self._db.executemany(
-                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?)",
-                [(a.hash, a.id, a.expects, a.token) for a in attempts],
-            )
+            self._insert("INSERT OR IGNORE INTO dirty", rows)
+            self._insert("INSERT OR REPLACE INTO attempts", [(a.hash, a.id, a.expects, a.token) for a in attempts])
 
     def attempt(self, hash_: ContentHash) -> OpenAttempt | None:
         with _translated(self._path):
@@ -275,25 +276,30 @@ class State:
         these packs hold is named."""
         with self._transaction():
             for rows in _pages(present):
-                keys = [(key_of(known.entry.path),) for known, _ in rows]
                 # A content once, however many of these paths hold it.
                 contents = {content.hash: content for _, content in rows if content is not None}
-                self._db.executemany(_PUT_FILE, [file_row(known) for known, _ in rows])
-                self._delete(("dirty",), keys)
-                self._db.executemany(_PUT_CONTENT, map(content_row, contents.values()))
+                self._insert(_PUT_FILE, [file_row(known) for known, _ in rows])
+                self._delete("dirty", "key", [key_of(known.entry.path) for known, _ in rows])
+                # By hash: neighbours in the tree are written together.
+                self._insert(_PUT_CONTENT, sorted(map(content_row, contents.values())))
                 # What lies in packs has no attempts of its own.
-                alone = [(c.hash,) for c in contents.values() if isinstance(c.location, ObjectAt)]
-                self._db.executemany("DELETE FROM attempts WHERE hash = ?", alone)
-            self._delete(("files", "dirty"), [(key,) for key in absent])
+                self._delete("attempts", "hash", [c.hash for c in contents.values() if isinstance(c.location, ObjectAt)])
+            gone = list(absent)
+            self._delete("files", "key", gone)
+            self._delete("dirty", "key", gone)
             self._forget_packs(packs)
             self._db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 [(name, getattr(anchor, name)) for name in ("repository", "incarnation", "head", "pending")],
             )
 
-    def _delete(self, tables: Sequence[str], keys: Sequence[tuple[bytes]]) -> None:
-        for table in tables:
-            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
+    def _insert(self, into: str, rows: Sequence[Sequence[object]]) -> None:
+        for statement, values in insertions(into, rows):
+            self._db.execute(statement, values)
+
+    def _delete(self, table: str, column: str, keys: Sequence[bytes]) -> None:
+        for statement, values in matches(f"DELETE FROM {table} WHERE {column}", keys):
+            self._db.execute(statement, values)
 
     # Hashes of an unfinished plan
 
@@ -318,14 +324,14 @@ class State:
 
     def remember_hashes(self, found: Iterable[tuple[Entry, ContentHash, Sha256]]) -> None:
         with self._transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?, ?)",
+            self._insert(
+                "INSERT OR REPLACE INTO hashed",
                 [(key_of(e.path), e.size, wrapped(e.mtime_ns), wrapped(e.ctime_ns), wrapped(e.inode), h, s) for e, h, s in found],
             )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _translated(self._path):
+        with self._lock, _translated(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -335,9 +341,9 @@ class State:
             self._db.execute("COMMIT")
 
 
-_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_FILE = "INSERT OR REPLACE INTO files"
+_PUT_CONTENT = "INSERT OR REPLACE INTO contents"
 _PAGE = 1000
-_PUT_CONTENT = "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def _pages(present: Iterable[tuple[Known, Content | None]]) -> Iterator[list[tuple[Known, Content | None]]]:

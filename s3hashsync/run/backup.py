@@ -7,8 +7,9 @@ plan that is not applied.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,17 +18,20 @@ from s3hashsync.core.compile import compile_change
 from s3hashsync.core.plan import Plan, PlanHeader, Problem, SourceHeader, Step, Totals
 from s3hashsync.disk.scratch import Scratch
 from s3hashsync.disk.seals import SealFiles
-from s3hashsync.errors import Locked, Refused, UsageError
+from s3hashsync.disk.state import State
+from s3hashsync.disk.state_rows import FILE_NUMBER
+from s3hashsync.errors import Locked, Refused, S3HashSyncError, UsageError
 from s3hashsync.run.candidates import SourceFiles
 from s3hashsync.run.executor import RunContext, SourceExecutor
-from s3hashsync.run.frames import FrameMaker, ThreadFrames
-from s3hashsync.run.gather import Gathering, gather, look_up
+from s3hashsync.run.frames import FrameMaker, SharedFrames, ThreadFrames
+from s3hashsync.run.gather import gather, look_up
+from s3hashsync.run.gathering import Gathering
 from s3hashsync.run.guards import remember_mounts
 from s3hashsync.run.helper import WORTH_IT, Helper, HelperFrames, folder_of
 from s3hashsync.run.history import new_run_id, newest_key
 from s3hashsync.run.lease import Lease, SourceFacts, acquire, all_sources
 from s3hashsync.run.ledger import Ledger, Terms
-from s3hashsync.run.packing import Packer, PackLimits
+from s3hashsync.run.packing import Packer, PackLimits, PackPorts
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.session import Session, open_session
@@ -105,8 +109,8 @@ def chosen_sources(config: Config, names: Sequence[str]) -> tuple[SourceSettings
 
 
 @contextmanager
-def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
-    """A fresh plan of these sources. They stay locked on this host until the block is left."""
+def planned(job: Job, names: Sequence[str] = (), *, fleeting: bool = False) -> Iterator[Planned]:
+    """A fresh plan of these sources. They stay locked on this host until the block is left. `fleeting`: it is applied at once."""
     with ExitStack() as stack:
         scratch = Scratch()
         stack.callback(scratch.close)
@@ -116,7 +120,7 @@ def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
         for source in chosen_sources(job.config, names):
             session = stack.enter_context(open_session(job.repository, job.state_folder, source, job.config.host, job.progress))
             sessions[source.name] = session
-            header, found = gather(_gathering(job, session, scratch), session.state.anchor().head)
+            header, found = gather(_gathering(job, session, scratch, fleeting=fleeting), session.state.anchor().head)
             headers.append(header)
             problems += found
         job.progress.phase("asking the index", 0, 0)
@@ -133,7 +137,7 @@ def planned(job: Job, names: Sequence[str] = ()) -> Iterator[Planned]:
         yield Planned(plan, sessions, mass_changes(job.config, plan, sessions))
 
 
-def _gathering(job: Job, session: Session, scratch: Scratch) -> Gathering:
+def _gathering(job: Job, session: Session, scratch: Scratch, *, fleeting: bool) -> Gathering:
     return Gathering(
         source=session.source,
         state=session.state,
@@ -146,6 +150,7 @@ def _gathering(job: Job, session: Session, scratch: Scratch) -> Gathering:
         rewrite=session.rewrite,
         own=job.own,
         helper=job.helper,
+        fleeting=fleeting,
     )
 
 
@@ -234,9 +239,11 @@ def _check_owner(session: Session, host: str, options: ApplyOptions) -> None:
 
 
 def _settle_unchanged(job: Job, session: Session, header: SourceHeader, options: ApplyOptions, summary: Summary) -> None:
-    """A source without a step still needs its first checkpoint after a rebuild, and is noted as seen."""
+    """A source without a step still needs its first checkpoint after a rebuild, may have a run that was cut short behind its last
+    step, and is noted as seen."""
     state = session.state
-    if state.note("checkpoint") == "1" or session.rewrite:
+    cut_short = session.facts is not None and session.facts.unfinished
+    if state.note("checkpoint") == "1" or session.rewrite or cut_short:
         _apply_source(job, session, header, iter(()), options, summary)
     remember_mounts(session.source, state)
 
@@ -272,18 +279,44 @@ def _apply_source(
         strict=options.strict,
     )
     executor = SourceExecutor(context)
-    try:
-        executor.run(steps)
-    finally:
-        with ExitStack() as closing:
-            closing.callback(os.close, root)
-            closing.callback(uploader.close)
-            if packer is not None:
-                closing.callback(packer.stop)
-        _add_up(summary, ledger, uploader, executor)
-        summary.runs = (*summary.runs, lease.facts.run)
+    with _accounted(lease, session.state, header):
+        try:
+            executor.run(steps)
+        finally:
+            with ExitStack() as closing:
+                closing.callback(os.close, root)
+                closing.callback(uploader.close)
+                if packer is not None:
+                    # First: it may be storing a pack.
+                    closing.callback(packer.stop)
+            _add_up(summary, ledger, uploader, executor)
+            summary.runs = (*summary.runs, lease.facts.run)
     remember_mounts(session.source, session.state)
     return executor.problems
+
+
+@contextmanager
+def _accounted(lease: Lease, state: State, header: SourceHeader) -> Iterator[None]:
+    """Says at the end what the source holds by now, also where the run is cut short."""
+    try:
+        yield
+    except S3HashSyncError as error:
+        # A store that does not answer is not asked once more.
+        if not error.transient:
+            with suppress(S3HashSyncError):
+                lease.finish(*_held(state, header), whole=False)
+        raise
+    with suppress(Locked):
+        # Whoever has taken the source over since says what it holds.
+        lease.finish(*_held(state, header), whole=True)
+
+
+def _held(state: State, header: SourceHeader) -> tuple[int, int]:
+    """How many files, and how many bytes. Most often the plan has counted them."""
+    files = state.count_files()
+    if files == header.files:
+        return files, header.files_bytes
+    return files, sum(row.size for row in state.rows() if row.kind == FILE_NUMBER)
 
 
 def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptions) -> Lease:
@@ -313,10 +346,13 @@ def _workers(job: Job, session: Session, files: SourceFiles, hashed: int) -> tup
         return ledger, uploader, None
     verify = job.config.verify_uploads
     limits = PackLimits(settings.pack.size, job.state_folder, verify)
-    frames: FrameMaker = ThreadFrames(files.root, inodes=files.inodes, verify=verify)
+    idle = threading.Event()
+    frames: FrameMaker = ThreadFrames(files.root, verify=verify)
     if job.helper is not None and (job.helper.started or hashed >= WORTH_IT):
-        frames = HelperFrames(job.helper, folder_of(session.source.path, files.root), inodes=files.inodes, verify=verify)
-    return ledger, uploader, Packer(frames, limits, repository.keys, job.entropy, job.progress)
+        away = HelperFrames(job.helper, folder_of(session.source.path, files.root), verify=verify)
+        frames = SharedFrames(away, frames, idle)
+    ports = PackPorts(frames, repository.keys, job.entropy, job.progress, uploader.put_pack, idle)
+    return ledger, uploader, Packer(ports, limits)
 
 
 def _add_up(summary: Summary, ledger: Ledger, uploader: Uploader, executor: SourceExecutor) -> None:

@@ -26,7 +26,7 @@ BATCH_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Steps that are taken together, and the pack in which their small contents lie, as soon as it is made. A file that did not
+    """Steps that are taken together, and the pack in which their small contents lie, as soon as it is stored. A file that did not
     hold still is not in it: the uploader knows the other paths of that content."""
 
     steps: list[Step]
@@ -99,10 +99,14 @@ def content_of(step: Step) -> ContentHash | None:
     return step.hash if isinstance(step, StoreContent | AddName | Undelete | MoveName) else None
 
 
-def ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+def ahead(made: Iterator[Batch], packer: Packer) -> Iterator[Batch]:
     """The next batch is made while the last one is applied: no more than these two are in memory."""
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
         future = pool.submit(next, made, None)
-        while (batch := future.result()) is not None:
+        while True:
+            with packer.awaited():
+                batch = future.result()
+            if batch is None:
+                return
             future = pool.submit(next, made, None)
             yield batch

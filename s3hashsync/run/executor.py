@@ -51,7 +51,7 @@ from s3hashsync.run.history import (
 )
 from s3hashsync.run.lease import Lease
 from s3hashsync.run.ledger import Ledger
-from s3hashsync.run.packing import Packer
+from s3hashsync.run.packing import Pack, Packer
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.uploads import Uploader
@@ -111,8 +111,9 @@ class SourceExecutor:
     def run(self, steps: Iterable[Step]) -> None:
         """Take all steps. Per-file failures are in `problems`; an interruption leaves what was done acknowledged and raises
         `Interrupted`; anything else raises at once and leaves dirty rows."""
-        made = batches(steps, self._c.packer, self._c.uploader.stored_already, self._c.stop)
-        for batch in made if self._c.packer is None else ahead(made):
+        packer = self._c.packer
+        made = batches(steps, packer, self._c.uploader.stored_already, self._c.stop)
+        for batch in made if packer is None else ahead(made, packer):
             if self._c.stop:
                 break
             self._batch(batch)
@@ -136,9 +137,8 @@ class SourceExecutor:
         if self._c.strict:
             steps = [step for one in steps if (step := self._with_leftovers(one)) is not None]
         self._c.state.mark(mark for step in steps for mark in _marks(step))
-        pack = batch.pack.result() if batch.pack is not None else None
-        if pack is not None:
-            self._c.uploader.put_pack(pack)
+        # It is stored meanwhile: what lies in it counts for nothing until it is named.
+        pack = self._stored_pack(batch)
         for part in parts(steps):
             self._add(part)
             due = self._c.now() - self._pending.since >= self._c.log_interval
@@ -146,6 +146,12 @@ class SourceExecutor:
                 self._close_segment()
         if pack is not None:
             self._named_packs.append(pack.id)
+
+    def _stored_pack(self, batch: Batch) -> Pack | None:
+        if batch.pack is None or self._c.packer is None:
+            return None
+        with self._c.packer.awaited():
+            return batch.pack.result()
 
     def _add(self, steps: list[Step]) -> None:
         wanted: dict[ContentHash, set[StoredName]] = {}
@@ -155,7 +161,9 @@ class SourceExecutor:
                 wanted.setdefault(step.hash, set()).add(self._names.of(step.entry.path, step.hash))
                 candidates.setdefault(step.hash, []).append(self._candidate(step))
         self._c.uploader.candidates = candidates
-        answers = self._c.ledger.add({h: frozenset(names) for h, names in wanted.items()}, self._c.uploader, self._c.lease.guard)
+        names = {hash_: frozenset(each) for hash_, each in wanted.items()}
+        absent = self._c.uploader.ready_and_new(wanted)
+        answers = self._c.ledger.add(names, self._c.uploader, self._c.lease.guard, absent)
         for step in steps:
             self._note(step, answers)
 

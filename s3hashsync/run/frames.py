@@ -1,26 +1,31 @@
 """Frames of packs: files are read, hashed and compressed, many at once; and opened again before the frame counts.
 
-Decides that a file which is not what was planned is left out. Knows nothing of packs and their order. What is asked for and what
-comes back are plain tuples, for they may travel between processes (`run.helper`).
+Decides that a file whose content is not what was planned is left out. Knows nothing of packs and their order. What is asked for
+and what comes back are plain tuples, for they may travel between processes (`run.helper`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeAlias
 
 from s3hashsync.codec.pack import FrameBuilder, Uncompressed, decode_frame
 from s3hashsync.core.model import ContentHash, Sha256
-from s3hashsync.disk.read import Facts, open_stable
+from s3hashsync.disk.read import read_small
 from s3hashsync.errors import ChangedUnderfoot, Corrupt
 
-Wanted: TypeAlias = tuple[ContentHash, Sha256, bytes, int, int, int]
-"""A content and the file that should hold it: hash, SHA-256, path, size, mtime (ns), inode."""
+Wanted: TypeAlias = tuple[ContentHash, Sha256, bytes, int]
+"""A content and the file that should hold it: hash, SHA-256, path, size."""
 
 Frame: TypeAlias = tuple[bytes, int, list[tuple[ContentHash, int, int]], bytes]
 """The compressed frame, its tar bytes, the members that are in it (hash, offset, size), and the frame's own SHA-256, taken before
 it was opened again: what has it later is what was opened."""
+
+
+_ENOUGH = 2
+"""So many frames in the making keep another process busy until it is asked again."""
 
 
 class FrameMaker(Protocol):
@@ -31,14 +36,12 @@ class FrameMaker(Protocol):
     def close(self) -> None: ...
 
 
-def make_frame(root: int, wanted: list[Wanted], *, inodes: bool, verify: bool) -> Frame:
-    """The frame of these files below the open folder `root`; `inodes`: whether inodes mean anything there; `verify`: `Corrupt`
-    when it does not open to what was read."""
+def make_frame(root: int, wanted: list[Wanted], *, verify: bool) -> Frame:
+    """The frame of these files below the open folder `root`; `verify`: `Corrupt` when it does not open to what was read."""
     builder = FrameBuilder()
-    for hash_, sha256, path, size, mtime_ns, inode in wanted:
+    for hash_, sha256, path, size in wanted:
         try:
-            with open_stable(path, Facts(size, mtime_ns, inode if inodes else None), dir_fd=root) as file:
-                content = file.read()
+            content = read_small(path, size, dir_fd=root)
         except (ChangedUnderfoot, OSError):
             continue
         if hashlib.sha256(content).digest() == sha256:
@@ -47,7 +50,7 @@ def make_frame(root: int, wanted: list[Wanted], *, inodes: bool, verify: bool) -
     data = taken.compress()
     digest = hashlib.sha256(data).digest()
     if verify:
-        _check_opens(data, taken, {hash_: sha256 for hash_, sha256, *_ in wanted})
+        _check_opens(data, taken, {hash_: sha256 for hash_, sha256, _, _ in wanted})
     members = [(member.hash, member.offset, member.size) for member in taken.members]
     return data, len(taken.tar), members, digest
 
@@ -73,14 +76,35 @@ def failing(what: str) -> Corrupt:
 class ThreadFrames:
     """`FrameMaker` in this process."""
 
-    def __init__(self, root: int, *, inodes: bool, verify: bool = True) -> None:
+    def __init__(self, root: int, *, verify: bool = True) -> None:
         self._root = root
-        self._inodes = inodes
         self._verify = verify
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="frames")
 
     def make(self, wanted: list[Wanted]) -> Future[Frame]:
-        return self._pool.submit(make_frame, self._root, wanted, inodes=self._inodes, verify=self._verify)
+        return self._pool.submit(make_frame, self._root, wanted, verify=self._verify)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class SharedFrames:
+    """`FrameMaker` by two: `away` has enough to do always; `here` takes a share while whoever sets `idle` waits for frames."""
+
+    def __init__(self, away: FrameMaker, here: FrameMaker, idle: threading.Event) -> None:
+        self._away = away
+        self._here = here
+        self._idle = idle
+        self._asked: list[Future[Frame]] = []
+
+    def make(self, wanted: list[Wanted]) -> Future[Frame]:
+        self._asked = [future for future in self._asked if not future.done()]
+        if len(self._asked) >= _ENOUGH and self._idle.is_set():
+            return self._here.make(wanted)
+        future = self._away.make(wanted)
+        self._asked.append(future)
+        return future
+
+    def close(self) -> None:
+        self._away.close()
+        self._here.close()

@@ -9,78 +9,28 @@ from __future__ import annotations
 import os
 import re
 import stat as stats
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import TypeAlias
 
 from s3hashsync.config import SourceSettings
-from s3hashsync.core.compare import is_racy
 from s3hashsync.core.compile import Before, Change, Known, Verdict
 from s3hashsync.core.ignore import Rules
-from s3hashsync.core.model import ContentHash, Entry, Kind, Record, Sha256
+from s3hashsync.core.model import Entry, Kind, Record
 from s3hashsync.core.plan import Problem, SourceHeader
-from s3hashsync.core.value import value
 from s3hashsync.disk.metadata import entry_from, same_metadata
-from s3hashsync.disk.scratch import Scratch, ToHash
-from s3hashsync.disk.state import State
+from s3hashsync.disk.scratch import Scratch
 from s3hashsync.disk.state_rows import FILE_NUMBER, Row, kind_of, number_of, wrapped
 from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, is_below, walk, why
 from s3hashsync.errors import ChangedUnderfoot
+from s3hashsync.run.gathering import Found, Gathering, entry_is_racy, unreadable, written_again
 from s3hashsync.run.guards import MountPoints, check_inside, check_source
-from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
-from s3hashsync.run.helper import WORTH_IT, Helper, folder_of
-from s3hashsync.run.keyring import Keyring
-from s3hashsync.run.progress import Progress, Stop
+from s3hashsync.run.rehash import Rehash
 from s3hashsync.stores.base import IndexReader
 
-HASHING_THREADS = 2
-_SMALL = 64 << 10
-_HELPED = 3
-"""So many groups wait at the helper; what is more is hashed here."""
 _BATCH = 1000
 _EXPLAINED = 100
 """So many newly excluded paths are shown with the very rule: asking for it lists every folder above."""
-_REMEMBERED = 5000
-_REMEMBERED_BYTES = 1 << 30
-"""So many hashes, or so many hashed bytes, are lost at most when a plan is killed: each remembering waits for the disk."""
-
-
-@value
-class Gathering:
-    """What gathering one source needs. `rewrite`: a new owner writes every name that it keeps."""
-
-    source: SourceSettings
-    state: State
-    scratch: Scratch
-    index: IndexReader
-    keys: Keyring
-    progress: Progress
-    stop: Stop
-    scanned_ns: int
-    rewrite: bool = False
-    own: tuple[str, ...] = ()
-    helper: Helper | None = None
-
-    @property
-    def root(self) -> bytes:
-        return os.fsencode(self.source.path)
-
-
-@dataclass(slots=True)
-class _Found:
-    """Counts and problems of one source while it is gathered."""
-
-    entries: int = 0
-    files: int = 0
-    files_bytes: int = 0
-    files_hashed: int = 0
-    bytes_hashed: int = 0
-    excluded: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    refresh: list[tuple[Entry, bool]] = field(default_factory=list)
 
 
 def walk_options(source: SourceSettings, own: Sequence[str] = ()) -> WalkOptions:
@@ -107,18 +57,14 @@ def _own_rules(source: SourceSettings, own: Sequence[str]) -> Iterator[str]:
 def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
     """Fill the scratch with the changes of one source. Raises `Refused` for a root that is not as it should be."""
     check_source(g.source, g.state)
-    found = _Found()
+    found = Found()
     g.scratch.begin_source(g.source.name)
     g.progress.phase(f"scanning {g.source.name}", 0, 0)
-    files = size = 0
-    for batch in _batches(_compare(g, found)):
-        g.scratch.add(batch)
-        sizes = [change.entry.size for change, needs_hash in batch if needs_hash and change.entry]
-        files, size = files + len(sizes), size + sum(sizes)
-        g.stop.check()
-    if files:
-        g.progress.phase(f"hashing {g.source.name}", files, size)
-        _hash(g, found, files)
+    with Rehash(g, found) as rehash:
+        for batch in _batches(_compare(g, found)):
+            rehash.meanwhile(g.scratch.add(batch))
+            g.stop.check()
+        rehash.finish()
     g.state.refresh(found.refresh)
     header = SourceHeader(
         name=g.source.name,
@@ -146,7 +92,7 @@ def look_up(scratch: Scratch, index: IndexReader) -> None:
 # Comparing
 
 
-def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
+def _compare(g: Gathering, found: Found) -> Iterator[tuple[Change, bool]]:
     """Merge the walk with the rows of the state, both sorted by key: every path that differs, with whether to hash it."""
     rows = g.state.rows()
     row = next(rows, None)
@@ -181,7 +127,7 @@ def _compare(g: Gathering, found: _Found) -> Iterator[tuple[Change, bool]]:
 class _Judge:
     """The verdict on one path at a time."""
 
-    def __init__(self, g: Gathering, found: _Found, *, remembered: bool) -> None:
+    def __init__(self, g: Gathering, found: Found, *, remembered: bool) -> None:
         self._g = g
         self._found = found
         self._remembered = remembered
@@ -214,7 +160,7 @@ class _Judge:
         except ChangedUnderfoot:
             return self._gone_after_all(row)
         except OSError as error:
-            self._found.problems.append(_problem(self._g, item.path, error))
+            self._found.problems.append(unreadable(self._g, item.path, error))
             return self.rewritten(row) if self._g.rewrite and row is not None else None
         if row is None:
             return self._new(item, entry, None, Verdict.NEW)
@@ -231,7 +177,7 @@ class _Judge:
     def rewritten(self, row: Row) -> tuple[Change, bool] | None:
         """Nothing new is known of the path, but a new owner of the source writes every name that it keeps. A dirty row stays
         dirty until it can be looked at."""
-        return _rewrite(self._g, row.key) if not row.dirty else None
+        return written_again(self._g, row.key) if not row.dirty else None
 
     def _gone_after_all(self, row: Row | None) -> tuple[Change, bool] | None:
         change = self.gone(row) if row is not None else None
@@ -251,7 +197,7 @@ class _Judge:
         before = self._g.state.get(row.key)
         if before is not None and same_metadata(entry, before.entry):
             if not _same_stat(entry, row) or row.racy:
-                self._found.refresh.append((entry, _racy(entry, self._g.scanned_ns)))
+                self._found.refresh.append((entry, entry_is_racy(self._g, entry)))
             return None
         return Change(self._g.source.name, entry.path, Verdict.METADATA, entry), False
 
@@ -271,7 +217,7 @@ class _Judge:
         try:
             there = is_below(self._g.root, path)
         except OSError as error:
-            self._found.problems.append(_problem(self._g, path, error))
+            self._found.problems.append(unreadable(self._g, path, error))
             return self._kept(row)
         rule = self._excluded(row, path) if there else ""
         if rule is None:
@@ -286,7 +232,7 @@ class _Judge:
             if self._undecided is None or not _is_under(item.key, self._undecided):
                 self._undecided = item.key
         elif isinstance(item, Unreadable):
-            self._found.problems.append(_problem(self._g, item.path, item.error))
+            self._found.problems.append(unreadable(self._g, item.path, item.error))
             self._unreadable = item.key
         return self.rewritten(row) if self._g.rewrite and row is not None else None
 
@@ -316,157 +262,9 @@ def _is_under(key: bytes, folder: bytes) -> bool:
     return not folder or key.startswith(folder + b"\0")
 
 
-def _rewrite(g: Gathering, key: bytes) -> tuple[Change, bool] | None:
-    """The name of this path written again under the content that the state has for it."""
-    known = g.state.get(key)
-    if known is None or known.hash is None:
-        return None
-    before = Before(known.entry.kind, known.entry.size, (known.hash,))
-    change = Change(g.source.name, known.entry.path, Verdict.REWRITE, known.entry, before=before)
-    return replace(change, hash=known.hash, sha256=known.sha256), False
-
-
 def _same_stat(entry: Entry, row: Row) -> bool:
     stat = (wrapped(entry.ctime_ns), wrapped(entry.inode), wrapped(entry.mtime_ns))
     return stat == (row.ctime_ns, row.inode, row.mtime_ns)
-
-
-def _racy(entry: Entry, scanned_ns: int) -> bool:
-    return is_racy(entry.mtime_ns, entry.ctime_ns, scanned_ns)
-
-
-def _problem(g: Gathering, path: bytes, error: OSError) -> Problem:
-    problem = Problem(g.source.name, path, f"cannot be read: {error.strerror or error}")
-    g.progress.problem(problem)
-    return problem
-
-
-# Hashing
-
-
-def _hash(g: Gathering, found: _Found, files: int) -> None:
-    """Read every file whose content may be new, so many of them, and settle what its change is. What is found is remembered,
-    so that an interrupted plan does not read it again."""
-    helper = g.helper if files >= WORTH_IT else None
-    root = os.open(g.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    remember: list[tuple[Entry, ContentHash, Sha256]] = []
-    noted = 0
-    try:
-        with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash") as pool:
-            for batch in _hashed_batches(g, pool, root, helper):
-                remember += _settle(g, found, batch)
-                if len(remember) >= _REMEMBERED or found.bytes_hashed - noted >= _REMEMBERED_BYTES:
-                    g.state.remember_hashes(remember)
-                    remember, noted = [], found.bytes_hashed
-    finally:
-        g.state.remember_hashes(remember)
-        os.close(root)
-    g.stop.check()
-
-
-@value
-class _Hashed:
-    todo: ToHash
-    sha256: Sha256 | None
-    problem: str | None = None
-
-
-def _hashed_batches(g: Gathering, pool: ThreadPoolExecutor, root: int, helper: Helper | None) -> Iterator[list[_Hashed]]:
-    """Groups of small files are hashed here and in the helper, side by side: threads with small files take the interpreter's lock
-    from each other at every call of the system, and are slower than one."""
-    folder, inodes = folder_of(g.source.path, root), "inode" in g.source.compare
-    helped: deque[_Waiting] = deque()
-    waiting: deque[_Waiting] = deque()
-    for group in _groups(g.scratch.to_hash()):
-        if g.stop:
-            break
-        files: list[FileToHash] = [(e.path, e.size, e.mtime_ns, e.inode) for e in (todo.entry for todo in group)]
-        if sum(todo.entry.size for todo in group) >= _SMALL * len(group):
-            waiting.append((group, pool.submit(hash_files, root, files, inodes=inodes)))
-            if len(waiting) > 4 * HASHING_THREADS:
-                yield _answered(g, *waiting.popleft())
-        elif helper is not None and len(helped) < _HELPED:
-            helped.append((group, helper.hash_files(folder, files, inodes=inodes)))
-        else:
-            yield _settled(g, group, hash_files(root, files, inodes=inodes))
-        while helped and helped[0][1].done():
-            yield _answered(g, *helped.popleft())
-    for each in (*helped, *waiting):
-        yield _answered(g, *each)
-
-
-_Waiting: TypeAlias = "tuple[list[ToHash], Future[list[HashedFile]]]"
-
-
-def _answered(g: Gathering, group: list[ToHash], answer: Future[list[HashedFile]]) -> list[_Hashed]:
-    return _settled(g, group, answer.result())
-
-
-def _settled(g: Gathering, group: list[ToHash], hashed: list[HashedFile]) -> list[_Hashed]:
-    g.progress.advance(len(group), sum(todo.entry.size for todo in group))
-    return [
-        _Hashed(todo, Sha256(sha256) if sha256 is not None else None, problem)
-        for todo, (sha256, problem) in zip(group, hashed, strict=True)
-    ]
-
-
-def _groups(todo: Iterable[ToHash]) -> Iterator[list[ToHash]]:
-    group: list[ToHash] = []
-    size = 0
-    for item in todo:
-        group.append(item)
-        size += item.entry.size
-        if size > 16 << 20 or len(group) >= 500:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _settle(g: Gathering, found: _Found, batch: list[_Hashed]) -> list[tuple[Entry, ContentHash, Sha256]]:
-    """Take over what a batch has found; answers with what is worth remembering of it."""
-    hashes: list[tuple[int, ContentHash, Sha256]] = []
-    verdicts: list[tuple[int, Verdict]] = []
-    forget: list[int] = []
-    remember: list[tuple[Entry, ContentHash, Sha256]] = []
-    for item in batch:
-        entry, n = item.todo.entry, item.todo.n
-        if item.sha256 is None:
-            forget.append(n)
-            if g.rewrite and (change_and := _rewrite_clean(g, entry)):
-                # What cannot be read keeps its name, and a new owner writes that one, too.
-                g.scratch.add([change_and])
-            if item.problem is not None:
-                problem = Problem(g.source.name, entry.path, item.problem)
-                found.problems.append(problem)
-                g.progress.problem(problem)
-            continue
-        found.files_hashed += 1
-        found.bytes_hashed += entry.size
-        hash_ = g.keys.content_hash(item.sha256)
-        racy = _racy(entry, g.scanned_ns)
-        if hash_ != item.todo.before or g.rewrite:
-            hashes.append((n, hash_, item.sha256))
-            if not racy:
-                # What may change without a new time must be hashed by the next plan, too.
-                remember.append((entry, hash_, item.sha256))
-            continue
-        known = g.state.get(entry.path.replace(b"/", b"\0"))
-        if known is not None and same_metadata(entry, known.entry):
-            forget.append(n)
-            found.refresh.append((entry, racy))
-        else:
-            hashes.append((n, hash_, item.sha256))
-            verdicts.append((n, Verdict.METADATA))
-    g.scratch.set_hashes(hashes)
-    g.scratch.set_verdicts(verdicts)
-    g.scratch.forget(forget)
-    return remember
-
-
-def _rewrite_clean(g: Gathering, entry: Entry) -> tuple[Change, bool] | None:
-    key = entry.path.replace(b"/", b"\0")
-    return None if g.state.is_dirty(key) else _rewrite(g, key)
 
 
 def _batches(changes: Iterator[tuple[Change, bool]]) -> Iterator[list[tuple[Change, bool]]]:

@@ -27,6 +27,10 @@ from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
 WORTH_IT = 2000
 """For fewer files than this the helper is not worth its start."""
 
+_PIPE_BYTES = 1 << 20
+"""What a pipe may hold where the system lets one choose: a frame goes through it in one piece. With the 64 KiB of Linux it takes
+seven, and each waits until a busy interpreter has time for it."""
+
 _LENGTH = struct.Struct("<Q")
 _START = "import sys; sys.path[:] = sys.argv[1:]; from s3hashsync.run.helper import serve; serve()"
 
@@ -57,8 +61,8 @@ class Helper:
     def hash_files(self, folder: Folder, files: list[FileToHash], *, inodes: bool) -> Future[list[HashedFile]]:
         return self._ask(("hash", folder, files, inodes))
 
-    def make_frame(self, folder: Folder, wanted: list[Wanted], *, inodes: bool, verify: bool) -> Future[Frame]:
-        return self._ask(("verified frame" if verify else "frame", folder, wanted, inodes))
+    def make_frame(self, folder: Folder, wanted: list[Wanted], *, verify: bool) -> Future[Frame]:
+        return self._ask(("frame", folder, wanted, verify))
 
     def close(self) -> None:
         """What is not answered yet never will be."""
@@ -99,7 +103,9 @@ class Helper:
     def _start(self) -> None:
         words = [sys.executable, "-c", _START, *sys.path]
         # A group of its own: a Ctrl-C in the terminal is for the process that asks, which decides what is still wanted.
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0, pipesize=_PIPE_BYTES
+        )
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), name="helper", daemon=True)
         self._reader.start()
 
@@ -124,14 +130,13 @@ class Helper:
 class HelperFrames:
     """`FrameMaker` in the helper."""
 
-    def __init__(self, helper: Helper, folder: Folder, *, inodes: bool, verify: bool = True) -> None:
+    def __init__(self, helper: Helper, folder: Folder, *, verify: bool = True) -> None:
         self._helper = helper
         self._folder = folder
-        self._inodes = inodes
         self._verify = verify
 
     def make(self, wanted: list[Wanted]) -> Future[Frame]:
-        return self._helper.make_frame(self._folder, wanted, inodes=self._inodes, verify=self._verify)
+        return self._helper.make_frame(self._folder, wanted, verify=self._verify)
 
     def close(self) -> None:
         """Nothing: the helper goes on."""
@@ -148,9 +153,9 @@ def serve() -> None:
     roots: dict[Folder, int] = {}
     answers = sys.stdout.buffer
     while (body := _receive(sys.stdin.buffer)) is not None:
-        kind, folder, items, inodes = marshal.loads(body)
+        kind, folder, items, option = marshal.loads(body)
         try:
-            answer: Any = ("answer", _WORK[kind](_root(roots, folder), items, inodes))
+            answer: Any = ("answer", _WORK[kind](_root(roots, folder), items, option))
         except Corrupt as error:
             answer = ("corrupt", (error.message, error.hint))
         except (S3HashSyncError, OSError) as error:
@@ -178,8 +183,7 @@ def _root(roots: dict[Folder, int], folder: Folder) -> int:
 
 _WORK: dict[str, Callable[[int, Any, bool], object]] = {
     "hash": lambda root, files, inodes: hash_files(root, files, inodes=inodes),
-    "frame": lambda root, wanted, inodes: make_frame(root, wanted, inodes=inodes, verify=False),
-    "verified frame": lambda root, wanted, inodes: make_frame(root, wanted, inodes=inodes, verify=True),
+    "frame": lambda root, wanted, verify: make_frame(root, wanted, verify=verify),
 }
 _FAILURES = {"corrupt": Corrupt, "failed": S3HashSyncError}
 

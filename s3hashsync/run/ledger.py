@@ -115,14 +115,18 @@ class Ledger:
         wanted: Mapping[ContentHash, frozenset[StoredName]],
         supplier: Supplier,
         guard: Callable[[], None],
+        absent: Collection[ContentHash] = (),
     ) -> dict[ContentHash, Record | S3HashSyncError]:
-        """Give every content its names. Answers with the live record, or with why it could not be done."""
+        """Give every content its names. Answers with the live record, or with why it could not be done. `absent`: these had no
+        record a moment ago and are not looked up again; one that has come since refuses the write."""
         pending = dict(wanted)
         done: dict[ContentHash, Record | S3HashSyncError] = {}
         for _ in range(ROUNDS):
             if not pending:
                 return done
-            self._add_round(pending, done, supplier, guard)
+            records = self.records(pending.keys() - absent)
+            self._add_round(pending, records, done, supplier, guard)
+            absent = ()
         for hash_ in pending:
             done[hash_] = Unreachable(f"the record of {hash_.hex()} keeps changing", "run apply again")
         return done
@@ -130,11 +134,11 @@ class Ledger:
     def _add_round(
         self,
         pending: dict[ContentHash, frozenset[StoredName]],
+        records: dict[ContentHash, Record],
         done: dict[ContentHash, Record | S3HashSyncError],
         supplier: Supplier,
         guard: Callable[[], None],
     ) -> None:
-        records = self.records(pending)
         needed = {
             h: records[h].rev if h in records else None
             for h in pending

@@ -1,7 +1,7 @@
-"""Makes packs: frame by frame read, compressed, sealed, put on the disk, and opened again before the pack is sent.
+"""Makes packs: frame by frame read, compressed, sealed, put on the disk, and opened again before the pack is stored.
 
-Decides when a pack is closed (by its stored size) and that a content which did not hold still is left out. Sends nothing: that is
-`run.uploads`. All of this goes on in threads of its own, and frames may be made in another process (`run.frames`); whoever adds
+Decides when a pack is closed (by its stored size) and that a content which did not hold still is left out. How it is stored is
+`run.uploads`'. All of this goes on in threads of its own, and frames may be made in another process (`run.frames`); whoever adds
 members only waits when too many frames do.
 """
 
@@ -10,16 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from s3hashsync.codec.pack import BLOCK, end_frame, fills_frame, padded
 from s3hashsync.core.model import ContentHash, PackAt
 from s3hashsync.core.value import value
 from s3hashsync.disk.spool import Spool
-from s3hashsync.errors import Corrupt
+from s3hashsync.errors import Corrupt, Interrupted
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.encoding import opened_again
 from s3hashsync.run.frames import Frame, FrameMaker, Wanted, failing
@@ -30,7 +31,7 @@ PACK_ID_BYTES = 16
 MEMBERS = 40_000
 """A pack holds no more: each costs 32 bytes in the index, however small it is."""
 
-_WAITING = 4
+_WAITING = 6
 """So many frames may wait to be made: more would only let the plan run ahead of what is stored."""
 
 
@@ -51,7 +52,7 @@ class PackedContent:
 @dataclass(frozen=True, slots=True)
 class Pack:
     """What is sent as one object. `contents` in the order in which they lie in it; `checksum` over the body, in the form of
-    `stores.base.Stored`. Whoever is done with it closes the body."""
+    `stores.base.Stored`. The body is there until the pack is stored."""
 
     id: str
     body: Spool = field(repr=False)
@@ -70,32 +71,51 @@ class PackLimits:
     verify: bool = True
 
 
+@value
+class PackPorts:
+    """What packing works with. `store` puts a pack that was made and opened again; it may be called from several threads. `idle`
+    is set by whoever waits for packs, for `run.frames`."""
+
+    frames: FrameMaker
+    keys: Keyring
+    entropy: Callable[[int], bytes]
+    progress: Progress
+    store: Callable[[Pack], None]
+    idle: threading.Event
+
+
 class Packer:
     """One pack after the other, by one thread at a time. `close` ends a pack; the next `add` begins another."""
 
-    def __init__(
-        self, frames: FrameMaker, limits: PackLimits, keys: Keyring, entropy: Callable[[int], bytes], progress: Progress
-    ) -> None:
-        self._frames = frames
+    def __init__(self, ports: PackPorts, limits: PackLimits) -> None:
+        self._ports = ports
         self._limits = limits
-        self._keys = keys
-        self._entropy = entropy
-        self._progress = progress
-        # One pack is made while the one before is opened again.
+        # One pack is made while the one before is opened again and stored.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="pack")
         self._wanted: list[Wanted] = []
         self._tar = 0
         self._members = 0
         self._making: _Making | None = None
+        self._dropped = threading.Event()
 
     def stop(self) -> None:
-        """A pack that is not closed is dropped."""
+        """A pack that is not being stored by now is dropped."""
+        self._dropped.set()
         if self._making is not None:
             # Its failure has been said, or nobody wants it any more.
             with suppress(Exception):
                 self._making.end()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._frames.close()
+        self._ports.frames.close()
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While this process waits for packs it may help to make them."""
+        self._ports.idle.set()
+        try:
+            yield
+        finally:
+            self._ports.idle.clear()
 
     @property
     def full(self) -> bool:
@@ -105,7 +125,7 @@ class Packer:
     def add(self, hash_: ContentHash, candidate: Candidate) -> None:
         """A file that does not hold still, or cannot be read, will not be in the pack."""
         entry = candidate.entry
-        self._wanted.append((hash_, candidate.sha256, entry.path, entry.size, entry.mtime_ns, entry.inode))
+        self._wanted.append((hash_, candidate.sha256, entry.path, entry.size))
         self._members += 1
         self._tar += BLOCK + padded(entry.size)
         if fills_frame(self._tar):
@@ -113,15 +133,14 @@ class Packer:
 
     def _hand_over(self) -> None:
         if self._making is None:
-            id_ = self._entropy(PACK_ID_BYTES).hex()
-            self._making = _Making(self._frames, self._limits, self._keys, id_, self._progress)
+            self._making = _Making(self._ports, self._limits, self._dropped)
             self._making.start(self._pool)
         self._making.feed(self._wanted, self._tar)
         self._wanted, self._tar = [], 0
 
     def close(self) -> Future[Pack]:
-        """The pack, as soon as it is made and checked. `Corrupt` when what was made does not open to what was read: then this
-        machine fails."""
+        """The pack, as soon as it is stored. `Corrupt` when what was made does not open to what was read: then this machine
+        fails."""
         if self._wanted or self._making is None:
             self._hand_over()
         making, self._making, self._members = self._making, None, 0
@@ -142,13 +161,12 @@ class _Shape:
 class _Making:
     """One pack in the making, by a thread of its own."""
 
-    def __init__(self, frames: FrameMaker, limits: PackLimits, keys: Keyring, id_: str, progress: Progress) -> None:
-        self._maker = frames
+    def __init__(self, ports: PackPorts, limits: PackLimits, dropped: threading.Event) -> None:
+        self._ports = ports
         self._limits = limits
-        self._encoding = keys.encoding
-        self._seal = keys.new_seal()
-        self._id = id_
-        self._progress = progress
+        self._dropped = dropped
+        self._seal = ports.keys.new_seal()
+        self._id = ports.entropy(PACK_ID_BYTES).hex()
         self._shapes: list[_Shape] = []
         self._given = 0
         self._compressed = 0
@@ -168,7 +186,7 @@ class _Making:
 
     def feed(self, wanted: list[Wanted], tar_size: int) -> None:
         self._given += tar_size
-        self._put(self._maker.make(wanted))
+        self._put(self._ports.frames.make(wanted))
 
     def end(self) -> Future[Pack]:
         self._put(None)
@@ -186,19 +204,23 @@ class _Making:
 
     def _make(self) -> Pack:
         frames = self._frames()
-        body = Spool(self._limits.folder, frames if self._seal is None else self._seal.stream(frames))
-        try:
-            digest = hashlib.sha256()
-            pieces = _hashed(body, digest)
-            if self._limits.verify:
-                _verify(pieces, self._seal, self._shapes)
-            for _ in pieces:
-                pass
-        except BaseException:
-            body.close()
-            raise
-        checksum = f"sha256:{base64.b64encode(digest.digest()).decode()}"
-        return Pack(self._id, body, self._encoding, checksum, dict(_places(self._shapes)))
+        with closing(Spool(self._limits.folder, frames if self._seal is None else self._seal.stream(frames))) as body:
+            checksum = self._checked(body)
+            pack = Pack(self._id, body, self._ports.keys.encoding, checksum, dict(_places(self._shapes)))
+            if self._dropped.is_set():
+                raise Interrupted("interrupted")
+            self._ports.store(pack)
+        return pack
+
+    def _checked(self, body: Spool) -> str:
+        """The checksum of a body that opens to what was read."""
+        digest = hashlib.sha256()
+        pieces = _hashed(body, digest)
+        if self._limits.verify:
+            _verify(pieces, self._seal, self._shapes)
+        for _ in pieces:
+            pass
+        return f"sha256:{base64.b64encode(digest.digest()).decode()}"
 
     def _frames(self) -> Iterator[bytes]:
         while (future := self._waiting.get()) is not None:
@@ -208,7 +230,7 @@ class _Making:
             self._shapes.append(_Shape(len(data), tar_size, members, digest))
             self._stored += len(data)
             self._compressed += tar_size
-            self._progress.advance(len(members), sum(size for _, _, size in members))
+            self._ports.progress.advance(len(members), sum(size for _, _, size in members))
             yield data
         yield end_frame()
 

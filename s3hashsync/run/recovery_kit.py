@@ -241,7 +241,10 @@ def _with_program(facts: Facts) -> str:
         [
             "WITH THE PROGRAM",
             "",
-            "  pip install s3hashsync",
+            "It needs Python 3.11 or newer, and is not on PyPI: install it from its checkout, or",
+            "from the archive of a release. Keep a copy of that beside this sheet.",
+            "",
+            "  pip install ./s3hashsync",
             f"  s3hashsync -c restore.yaml restore --to DIR{identity}",
             "",
             "restore.yaml is beside this sheet. A lost index is made anew by",

@@ -14,12 +14,12 @@ from itertools import chain
 import zstandard
 
 from s3hashsync.codec.age import decrypt
-from s3hashsync.codec.zstd import LEVEL
+from s3hashsync.codec.zstd import FASTEST
 from s3hashsync.errors import Corrupt, WrongKey
 from s3hashsync.run.keyring import Keyring
 
 LONGEST_LINE = 16 << 20
-_BUFFER = 1 << 16
+_BUFFER = 1 << 19
 _STEP = 1 << 11
 """Bytes of input at a time: so many expand to 64 MiB at most, and a bomb stops at the first line that is too long."""
 _MAX_WINDOW = 1 << 27
@@ -31,7 +31,8 @@ class LineWriter:
     def __init__(self, keys: Keyring, source: str) -> None:
         self._keys = keys
         self._log_key = keys.log_key(source)
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
+        # Lines full of hashes: the fastest level also makes the smallest frames.
+        self._compressor = zstandard.ZstdCompressor(level=FASTEST, write_checksum=True).compressobj()
         self._parts: list[bytes] = []
         self._buffer = bytearray()
         self._digest = sha256()
@@ -39,7 +40,7 @@ class LineWriter:
     def add(self, line: bytes) -> None:
         self._buffer += line
         self._buffer += b"\n"
-        # Handing over a line costs more than compressing it.
+        # Handing over a line costs more than compressing it, and lets another thread take the interpreter's lock.
         if len(self._buffer) >= _BUFFER:
             self._flush()
 
@@ -52,7 +53,7 @@ class LineWriter:
             self.add(_mac_line(self._log_key, sha256(header).digest(), self._digest.digest()))
             self._flush()
         self._parts.append(self._compressor.flush())
-        head = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(header)
+        head = zstandard.ZstdCompressor(level=FASTEST, write_checksum=True).compress(header)
         seal = self._keys.new_seal()
         frames = chain((head,), self._parts)
         return b"".join(frames if seal is None else seal.stream(frames))

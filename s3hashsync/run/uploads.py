@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -87,8 +87,8 @@ class Uploader:
         self._settings = settings
         self._progress = progress
         self._stop = stop
-        self._state_lock = threading.Lock()
         self._tally_lock = threading.Lock()
+        self._pack_lock = threading.Lock()
         self._budget = _Budget(MEMORY)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="upload")
         self._ready: dict[ContentHash, _Ready] = {}
@@ -104,6 +104,11 @@ class Uploader:
     def stored_already(self) -> Mapping[ContentHash, object]:
         """What lies in packs and waits to be named: it need not be packed again."""
         return self._ready
+
+    def ready_and_new(self, hashes: Iterable[ContentHash]) -> set[ContentHash]:
+        """Those of them that lie in a pack of this run, and had no record before it was put."""
+        found = ((hash_, self._ready.get(hash_)) for hash_ in hashes)
+        return {hash_ for hash_, one in found if one is not None and one.expects is None and not one.pack.adopted}
 
     def __call__(self, needed: Mapping[ContentHash, Rev | None]) -> Mapping[ContentHash, Supply | S3HashSyncError]:
         out: dict[ContentHash, Supply | S3HashSyncError] = {}
@@ -139,15 +144,14 @@ class Uploader:
     # Packs
 
     def put_pack(self, pack: Pack) -> None:
-        """Store it, so that its members are ready for the ledger. Their revs are read first; then come attempt, item, pack."""
-        try:
+        """Store it, so that its members are ready for the ledger. Their revs are read first; then come attempt, item, pack. For
+        any thread; one pack is on its way at a time."""
+        with self._pack_lock:
             items = self._index.read([hash_.hex() for hash_ in pack.contents])
             records = {item.hash: item for item in items.values() if isinstance(item, Record)}
             needed = {h: records[h].rev if h in records else None for h in pack.contents if not _is_stored(records.get(h))}
             if needed:
                 self._put_pack(pack, needed)
-        finally:
-            pack.body.close()
 
     def _put_pack(self, pack: Pack, needed: Mapping[ContentHash, Rev | None]) -> None:
         attempt = self._settings.entropy(ATTEMPT_BYTES).hex()
@@ -156,12 +160,14 @@ class Uploader:
         self._write_item(pack, attempt)
         stored = self._objects.put(pack_stem(pack.id), pack.body, Attempt(attempt, self._settings.storage_class))
         self._objects.barrier()
-        self.tally.objects += 1
-        self.tally.packs += 1
-        self.tally.bytes_stored += stored.size
-        self.tally.bytes_read += sum(pack.contents[hash_].size for hash_ in needed)
+        with self._tally_lock:
+            self.tally.objects += 1
+            self.tally.packs += 1
+            self.tally.bytes_stored += stored.size
+            self.tally.bytes_read += sum(pack.contents[hash_].size for hash_ in needed)
         put = _StoredPack(pack.id, stored.version, pack.encoding, now)
-        self._ready |= {hash_: _Ready(rev, pack.contents[hash_], put) for hash_, rev in needed.items()}
+        # In one step: the ledger may be taking those of the pack before.
+        self._ready.update({hash_: _Ready(rev, pack.contents[hash_], put) for hash_, rev in needed.items()})
 
     def _write_item(self, pack: Pack, attempt: str) -> None:
         """The list of members, in as many items as it takes; the one that says how many there are comes last."""
@@ -339,8 +345,7 @@ class Uploader:
         if upload.token:
             if seal is not None:
                 self._settings.seals.keep(attempt.id, seal, ENCODER)
-            with self._state_lock:
-                self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
+            self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
         return upload, seal
 
     def _check_same(self, candidate: Candidate, seal: Seal | None) -> None:
