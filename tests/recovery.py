@@ -19,10 +19,10 @@ from tests.program import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 COREUTILS = [
-    *["base64", "cat", "chmod", "chown", "cp", "cut", "dirname", "head", "id", "ln", "ls", "mkdir", "mktemp", "rm", "sha256sum"],
-    *["sort", "tac", "tail", "touch", "wc"],
+    *["base64", "cat", "chmod", "chown", "cp", "cut", "dirname", "head", "id", "ln", "ls", "mkdir", "mktemp", "mv", "rm"],
+    *["rmdir", "sha256sum", "sort", "tac", "tail", "touch", "wc"],
 ]
-OTHERS = ["age", "bash", "env", "grep", "jq", "openssl", "sed", "tar", "zstd"]
+OTHERS = ["age", "bash", "env", "grep", "jq", "openssl", "sed", "tar", "xargs", "zstd"]
 MISSING = [tool for tool in (*COREUTILS, *OTHERS) if shutil.which(tool) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 

@@ -288,12 +288,12 @@ def test_overflow_items_at_a_crash_a_lost_answer_and_a_delayed_request_at_once(s
 class LeavesPresentNamesAlone(Ledger):
     """Acknowledges a name that is there already without moving the record's rev."""
 
-    def _add_round(self, pending, done, supplier, guard):
-        for hash_, found in self.records(pending).items():
+    def _add_round(self, pending, records, done, supplier, guard):
+        for hash_, found in records.items():
             if found.state is LIVE and pending[hash_] <= found.names:
                 done[hash_] = found
                 del pending[hash_]
-        super()._add_round(pending, done, supplier, guard)
+        super()._add_round(pending, records, done, supplier, guard)
 
 
 class DeletesItsOwnUpload(Ledger):
@@ -523,7 +523,7 @@ class Walk:
             answers_now = (*self.world.answers[:number], None, *self.world.answers[number + 1 :])
             self.world = self.world._replace(answers=answers_now)
             return
-        self.world = self.search._hear(self.world, number, (*answers, answer))
+        self.world = self.search._hear(self.world, number, self.search.further(answers, answer))
 
     def send(self, request: Request) -> object:
         self.world, answer = self.search._apply(self.world, request)

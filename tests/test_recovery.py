@@ -34,7 +34,13 @@ from tests.recovery import (
 pytestmark = needs_tools
 
 
-encrypted = pytest.mark.parametrize("made", [form for form in FORMS if form.encrypted], indirect=True, ids=str)
+def forms(*wanted: Form) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("made", wanted, indirect=True, ids=str)
+
+
+# What restores is tried in all four forms; what needs one word of the form or none, in fewer, for each costs a repository.
+PLAIN, SEALED = FORMS[0], FORMS[-1]
+opposites, plain, encrypted = forms(PLAIN, SEALED), forms(PLAIN), forms(SEALED)
 
 
 class Kept:
@@ -54,7 +60,9 @@ class Kept:
         self.options = ["-i", self.identity] if form.encrypted else []
 
     def kit(self) -> Path:
-        self.program("recovery-kit", "kit")
+        """Made once: only tests of the command itself have to run it again."""
+        if not (self.base / "kit").exists():
+            self.program("recovery-kit", "kit")
         return self.base / "kit"
 
     def script(self, name: str, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -120,6 +128,7 @@ def changed_copy(kept: Kept, tmp_path: Path) -> Path:
     return Path(shutil.copytree(kept.repository, tmp_path / "copy"))
 
 
+@opposites
 def test_the_page_notices_a_damaged_object(kept: Kept, tmp_path: Path) -> None:
     copy = changed_copy(kept, tmp_path)
     for stored in copy.glob("objects/*/*"):
@@ -154,6 +163,7 @@ def test_the_kit_lists_and_restores_one_content(kept: Kept) -> None:
     assert content == (kept.docs / "letters" / "07").read_bytes()
 
 
+@opposites
 def test_the_kit_goes_back_in_time_and_restores_a_part(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     first = kept.segments()[0].name.partition("-")[0]
@@ -165,6 +175,77 @@ def test_the_kit_goes_back_in_time_and_restores_a_part(kept: Kept, tmp_path: Pat
     assert picture(tmp_path / "part" / "letters") == picture(kept.docs / "letters")
 
 
+@plain
+def test_the_kit_refuses_what_cannot_be_meant(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    back = tmp_path / "back"
+    for script, words in (("restore-source.sh", [str(back)]), ("list-source.sh", [])):
+        done = kept.script(script, *kept.options, "-p", "leters", "docs", *words, code=1)
+        assert b"there is no path leters in docs" in done.stderr
+        for time in ("yesterday", "2026-01-31", "20260131T020000"):
+            done = kept.script(script, *kept.options, "-a", time, "docs", *words, code=1)
+            assert b"YYYYMMDDTHHMMSSZ" in done.stderr
+            assert time.encode() in done.stderr
+        done = kept.script(script, *kept.options, "-a", "20010101T000000Z", "docs", *words, code=1)
+        oldest = kept.segments()[0].name.partition("-")[0]
+        assert f"nothing of docs is as old as 20010101T000000Z: its oldest run log is of {oldest}".encode() in done.stderr
+        assert b"a source dosc" in kept.script(script, *kept.options, "dosc", *words, code=1).stderr
+    assert not back.exists() or os.listdir(back) == []
+
+
+@opposites
+def test_the_kit_says_that_a_hash_is_not_one(kept: Kept) -> None:
+    kept.kit()
+    lines = kept.script("list-source.sh", *kept.options, "docs").stdout.decode(errors="replace").splitlines()
+    (found,) = [line for line in lines if line.endswith(' "letters/07"')]
+    sha256, hash_, location, _ = found.split(" ")
+    wrong = [(hash_[::-1], location), (hash_, "1x:nothing"), (hash_, "-")]
+    wrong += [(sha256, location)] if sha256 != hash_ else []
+    for words in wrong:
+        done = kept.script("restore-object.sh", *kept.options, *words, code=1)
+        assert done.stdout == b""
+        assert f"no content {words[0]} at {words[1]}".encode() in done.stderr
+        assert b"list-source.sh prints SHA-256, hash and location" in done.stderr
+        assert (b"the hash is not the SHA-256" in done.stderr) == kept.form.encrypted
+
+
+@opposites
+def test_the_kit_finds_contents_whose_place_another_line_says(kept: Kept, tmp_path: Path) -> None:
+    """Of the same hash: a host whose state was made anew does not always know it. It may not know the SHA-256 either."""
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    last = max((copy / "runs" / "docs").iterdir())
+    lines = opened_lines(kept, last)
+    checkpoint = [json.loads(line) for segment in kept.segments() for line in opened_lines(kept, segment)]
+    entry = next(line for line in reversed(checkpoint) if line.get("path") == "letters/07")
+    short = {key: value for key, value in entry.items() if key not in ("content", "sha256")}
+    planted = [json.dumps(short | {"path": name}).encode() + b"\n" for name in ("one more", "and another")]
+    written(kept, last, [lines[0], *planted, *lines[1:]])
+    back = tmp_path / "back"
+    kept.script("restore-source.sh", "--unchecked", *kept.options, "docs", str(back), REPOSITORY=str(copy))
+    for name in ("one more", "and another", "letters/07"):
+        assert (back / name).read_bytes() == (kept.docs / "letters" / "07").read_bytes()
+    assert not os.path.samefile(back / "one more", back / "and another")
+
+
+@plain
+def test_nothing_in_a_log_is_run(kept: Kept, tmp_path: Path) -> None:
+    """`bash` runs what stands in an index when it calculates."""
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    last = max((copy / "runs" / "docs").iterdir())
+    lines = opened_lines(kept, last)
+    entry = next(json.loads(line) for line in lines if b'"later.txt"' in line)
+    for fields in (["size"], ["mtime"], ["hash", "mode", "sha256", "uid"]):
+        trap = tmp_path / f"run-{fields[0]}"
+        planted = [entry | {"path": f"planted {field}", field: f"PATH[$(id>{trap})]"} for field in fields]
+        written(kept, last, [lines[0], *(json.dumps(one).encode() + b"\n" for one in planted), *lines[1:]])
+        words = [*kept.options, "docs", str(tmp_path / f"back-{fields[0]}")]
+        kept.script("restore-source.sh", *words, REPOSITORY=str(copy), code=0 if fields == ["mtime"] else 1)
+        assert not trap.exists()
+
+
+@opposites
 def test_the_kit_names_what_is_damaged_and_restores_the_rest(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     copy = changed_copy(kept, tmp_path)
@@ -178,6 +259,7 @@ def test_the_kit_names_what_is_damaged_and_restores_the_rest(kept: Kept, tmp_pat
     assert picture(back) == expected
 
 
+@opposites
 def test_the_kit_keeps_out_of_a_folder_in_use_and_of_another_repository(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     assert b"is not empty" in kept.script("restore-source.sh", *kept.options, "docs", str(kept.docs), code=1).stderr
@@ -190,6 +272,7 @@ def test_the_kit_keeps_out_of_a_folder_in_use_and_of_another_repository(kept: Ke
     assert b"encryption" in kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1).stderr
 
 
+@opposites
 def test_the_kit_notices_a_segment_that_is_not_what_its_name_says(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     copy = changed_copy(kept, tmp_path)
@@ -259,6 +342,7 @@ def test_forged_keys_of_a_source_are_noticed(kept: Kept, tmp_path: Path) -> None
     assert b"the keys of docs are forged" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
 
 
+@opposites
 def test_without_openssl_it_is_said_that_logs_are_believed(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     tools = shutil.copytree(kept.base / "bin", tmp_path / "bin", symlinks=True)
@@ -268,6 +352,7 @@ def test_without_openssl_it_is_said_that_logs_are_believed(kept: Kept, tmp_path:
     assert picture(tmp_path / "back") == picture(kept.docs)
 
 
+@opposites
 def test_paths_never_lead_out_of_the_target(kept: Kept, tmp_path: Path) -> None:
     """Logs that are believed, for nobody has to know a key to write them."""
     kept.kit()
@@ -362,11 +447,14 @@ def typed(command: list[str], environment: dict[str, str], answer: str) -> None:
 # The files of a kit
 
 
+@opposites
 def test_a_kit_is_public_complete_and_the_same_again(kept: Kept) -> None:
     kit = kept.kit()
     sheet = (kit / "RECOVERY.txt").read_text()
     for said in (about(kept)["id"], str(kept.repository), "docs", "hold a secret"):
         assert said in sheet
+    assert "not on PyPI" in sheet
+    assert "pip install ./s3hashsync" in sheet
     # What names a place is as long as that.
     assert max(len(line) for line in sheet.splitlines() if "/" not in line) <= 100
     everything = b"".join(path.read_bytes() for path in kit.iterdir())
@@ -384,6 +472,7 @@ def test_a_kit_is_public_complete_and_the_same_again(kept: Kept) -> None:
     assert done["unchanged"] == sorted(modes)
 
 
+@plain
 def test_a_kit_is_never_written_over_something_else(kept: Kept, tmp_path: Path) -> None:
     folder = tmp_path / "kit"
     folder.mkdir()
@@ -400,6 +489,7 @@ def test_a_kit_is_never_written_over_something_else(kept: Kept, tmp_path: Path) 
     assert (folder / "restore-source.sh").exists()
 
 
+@opposites
 def test_the_configuration_of_a_kit_restores(kept: Kept, tmp_path: Path) -> None:
     """With the program, on a machine that never made a backup."""
     kit = kept.kit()

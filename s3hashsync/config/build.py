@@ -166,7 +166,7 @@ def _pack(repository: Group, storage_class: str) -> PackSettings | None:
     usual = PACKS_OF_ARCHIVES if storage_class in ARCHIVES else PACKS
     below, size = group.parsed("below", parse_size), group.parsed("size", parse_size)
     if size is not None and not MIN_PACK <= size <= MAX_PACK:
-        group.fault("size", "a pack has from 1MiB to 512MiB: it is held in memory while it is made")
+        group.fault("size", "a pack has from 1MiB to 512MiB: it waits in a temporary file while it is made")
         size = None
     if below == 0:
         group.fault("below", "nothing is smaller than this", "write pack: off to have no packs")

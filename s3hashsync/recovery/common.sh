@@ -1,5 +1,5 @@
 # Shared by the scripts beside it: opens the repository, its keys and the run logs of a source.
-# Needs bash, coreutils, sed, jq and zstd; age where the repository is encrypted; tar where it has packs; aws where it is in S3.
+# Needs bash, coreutils, findutils, sed, grep, jq and zstd; age where the repository is encrypted; tar where it has packs; aws where it is in S3.
 
 set -euo pipefail
 export LC_ALL=C
@@ -12,6 +12,7 @@ IDENTITY=${IDENTITY-}
 AT=
 WITHIN=
 CHECK=yes
+STAGE=
 POSITIONAL=()
 
 die() {
@@ -47,11 +48,12 @@ options() {
       -p) WITHIN=${2:?-p needs a path}; shift 2 ;;
       --unchecked) CHECK=no; shift ;;
       --yes) YES=yes; shift ;;
-      --) shift; POSITIONAL+=("$@"); return ;;
+      --) shift; POSITIONAL+=("$@"); break ;;
       -?*) usage >&2; exit 2 ;;
       *) POSITIONAL+=("$1"); shift ;;
     esac
   done
+  [[ ${AT:-00000000T000000Z} =~ ^[0-9]{8}T[0-9]{6}Z$ ]] || die "-a takes a time in UTC as YYYYMMDDTHHMMSSZ, for instance 20260131T020000Z, not $AT"
 }
 
 # The repository
@@ -79,7 +81,7 @@ open_repository() {
   IDENTITY=$(absolute "$IDENTITY")
   REPOSITORY=$(absolute "$REPOSITORY")
   WORK=$(mktemp -d "${TMPDIR:-/tmp}/s3hashsync-recovery.XXXXXXXX")
-  trap 'rm -rf "$WORK"' EXIT
+  trap 'rm -rf "$WORK" ${STAGE:+"$STAGE"}' EXIT
   if [ -n "$BUCKET" ]; then
     need aws
     s3 s3 cp --only-show-errors "s3://$BUCKET/${PREFIX:+$PREFIX/}repository.json" "$WORK/repository.json" > /dev/null
@@ -132,8 +134,9 @@ checked() {
   [ "$ENCRYPTION" = age ] && [ "$CHECK" = yes ] && command -v openssl > /dev/null
 }
 
-unsealed() {
-  if [ "$ENCRYPTION" = age ]; then age -d -i "$WORK/epochs.txt"; else cat; fi
+# What is stored, as it was before it was compressed and encrypted.
+opened() {
+  if [ "$ENCRYPTION" = age ]; then age -d -i "$WORK/epochs.txt" | zstd -dqc; else zstd -dqc; fi
 }
 
 # HMAC and keys. (A key on openssl's command line is seen by all users of this machine.)
@@ -161,19 +164,23 @@ hkdf() {
 
 # Leaves one line for each path of the newest state (or the one at $AT) in $WORK/state.jsonl.
 read_logs() {
-  local source=$1 segment header
+  local source=$1 segment header each first
   [[ $source =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "$source is no name of a source"
   documents "runs/$source"
   cd "$WORK"
-  segment=$(printf '%s\n' "runs/$source"/*)
-  [ -z "$AT" ] || segment=$(while read -r one; do [[ ${one##*/} > "$AT~" ]] || printf '%s\n' "$one"; done <<< "$segment")
-  segment=$(tail -n 1 <<< "$segment")
-  [ -f "$segment" ] || die "there are no run logs of source $source${AT:+ up to $AT}"
+  segment='' first=''
+  for each in "runs/$source"/*; do
+    [ -f "$each" ] || die "there are no run logs of a source $source: list-source.sh names the sources"
+    first=${first:-${each##*/}}
+    # A run has the time at which it began in its name.
+    if [ -z "$AT" ] || [[ ! ${each##*/} > "$AT~" ]]; then segment=$each; fi
+  done
+  [ -n "$segment" ] || die "nothing of $source is as old as $AT: its oldest run log is of ${first%%-*}"
   SEGMENTS=()
   mkdir -p "lines/runs/$source"
   while [ -n "$segment" ]; do
     [ -f "$segment" ] || die "$segment is gone: is there an older version of it in the bucket?"
-    unsealed < "$segment" | zstd -dqc > "lines/$segment" || die "$segment cannot be read"
+    opened < "$segment" > "lines/$segment" || die "$segment cannot be read"
     header=$(head -n 1 "lines/$segment")
     [ "$(jq -r '"runs/\(.source)/\(.run).\(.number + 1000000 | tostring | .[1:]) \(.repository)"' <<< "$header")" = "$segment $ID" ] ||
       die "$segment is not what its name says"
@@ -186,7 +193,7 @@ read_logs() {
   done
   note "state of $(head -n 1 "lines/${SEGMENTS[-1]}" | jq -r '.time | floor | todate'), by ${#SEGMENTS[@]} segment(s) of the run log"
   check_logs "$source"
-  replay
+  replay "$source"
 }
 
 check_logs() {
@@ -196,7 +203,7 @@ check_logs() {
     note "warning: it is not checked who wrote the run logs$(command -v openssl > /dev/null || printf ' (openssl is not installed)')"
     return
   fi
-  unsealed < "keys/sources/$1.age" > source.json || die "keys/sources/$1.age cannot be opened"
+  age -d -i epochs.txt "keys/sources/$1.age" > source.json || die "keys/sources/$1.age cannot be opened"
   mac_key=$(hkdf "$(hkdf "$ROOT_KEY" 's3hashsync hash')" 's3hashsync sources')
   [ "$(jq -acjS 'del(.mac)' source.json | hmac "$mac_key")" = "$(jq -r .mac source.json)" ] || die "keys/sources/$1.age was written by somebody else"
   [ "$(jq -r '"\(.repository) \(.source)"' source.json)" = "$ID $1" ] || die "keys/sources/$1.age is of another source"
@@ -215,37 +222,56 @@ replay() {
     tac | sort -t ' ' -s -u -k 1,1 | cut -d ' ' -f 2- |
     jq -c --arg within "${WITHIN%/}" 'select(.removed != true)
       | select($within == "" or .path == $within or (.path | startswith($within + "/")))' > state.jsonl
+  [ -z "$WITHIN" ] || [ -s state.jsonl ] ||
+    die "there is no path $WITHIN in $1${AT:+ at $AT} (list-source.sh names all of them, as -p takes them: without a slash in front)"
 }
 
-# Where a content is whose line does not say so: another line does.
+# A path as the scripts pass it on, so that it may hold anything: percent-encoded, or `=` and base64 where it is not UTF-8.
+# In jq; the programs that use it begin with it.
+WORDS='def word($text; $bytes): if $bytes then "=" + $bytes else $text | @uri end;
+  def name: word(.path; .path_b64); def link: word(.target; .target_b64);
+  def seconds: .mtime | if type == "number" then . / 1e9 | floor else 0 end;'
+
+# Sets `text` to what is percent-encoded, without a process for each.
+decode() {
+  text=${1//\\/\\\\}
+  printf -v text %b "${text//%/\\x}"
+}
+
+# Sets `text` to what such a word stands for.
+plain() {
+  case $1 in
+    =*) text=$(base64 -d <<< "${1#=}"; printf x); text=${text%x} ;;
+    *) decode "$1" ;;
+  esac
+}
+
+# Sets `location` for a hash whose line does not say it: another line does.
+declare -A PLACES=()
 place_of() {
-  local each
-  for each in "${SEGMENTS[@]}"; do
-    grep -F "\"hash\":\"$1\"" "lines/$each" || :
-  done | jq -r 'select(.content) | .content.location' | tail -n 1
+  local each hash place
+  if [ ${#PLACES[@]} = 0 ]; then
+    while read -r hash place; do
+      PLACES[$hash]=$place
+    done < <(for each in "${SEGMENTS[@]}"; do jq -r 'select(.content) | "\(.hash) \(.content.location)"' "lines/$each"; done)
+  fi
+  location=${PLACES[$1]--}
 }
 
 # Contents
 
-# Hash, SHA-256, file. A host whose state was made anew may know the hash alone (`-` for the SHA-256).
+# Hash and SHA-256 that a line says, and the SHA-256 that was found. A host whose state was made anew may know the hash alone (`-` for
+# the SHA-256).
 is_content() {
-  local found
-  found=$(sha256sum < "$3")
-  found=${found%% *}
   if [ "$2" != - ]; then
-    [ "$found" = "$2" ]
+    [ "$3" = "$2" ]
   elif [ "$ENCRYPTION" = off ]; then
-    [ "$found" = "$1" ]
+    [ "$3" = "$1" ]
   elif checked; then
-    [ "$(printf '%s' "$found" | unhex | hmac "$(hkdf "$ROOT_KEY" 's3hashsync hash')")" = "$1" ]
+    [ "$(printf '%s' "$3" | unhex | hmac "$(hkdf "$ROOT_KEY" 's3hashsync hash')")" = "$1" ]
   else
-    note "not checked, for there is no openssl: $3"
+    note "not checked, for there is no openssl: content $1"
   fi
-}
-
-decoded() {
-  local text=${1//\\/\\\\}
-  printf '%b' "${text//%/\\x}"
 }
 
 # Kind (`objects` or `packs`), name, version: the key in the bucket, and the version where it has to be named.
@@ -257,40 +283,49 @@ key_of() {
   fi
 }
 
+# An object or a pack, opened.
 stored() {
   [[ $2 =~ ^[0-9a-f]+$ && $3 != */* ]] || die "$1/$2, version $3, is no name that can be"
   if [ -z "$BUCKET" ]; then
-    cat "$REPOSITORY/$1/${2:0:2}/$2.$3"
+    opened < "$REPOSITORY/$1/${2:0:2}/$2.$3"
   elif [ "$VERSIONS" = store ]; then
-    s3 s3api get-object --bucket "$BUCKET" --key "$(key_of "$@")" --version-id "$3" /dev/fd/3 3>&1 > /dev/null
+    s3 s3api get-object --bucket "$BUCKET" --key "$(key_of "$@")" --version-id "$3" /dev/fd/3 3>&1 > /dev/null | opened
   else
-    s3 s3api get-object --bucket "$BUCKET" --key "$(key_of "$@")" /dev/fd/3 3>&1 > /dev/null
+    s3 s3api get-object --bucket "$BUCKET" --key "$(key_of "$@")" /dev/fd/3 3>&1 > /dev/null | opened
   fi
 }
 
-# Location: where it is a place in a pack, the pack lies unpacked in $WORK/unpacked until another one is needed. Whoever asks for one
-# content after the other calls this first, for `content` in a pipe cannot remember it.
-UNPACKED=
-unpack() {
-  local kind name version
+# Sets `kind`, `name` and `version` to what a location says.
+located() {
+  local text
   IFS=: read -r kind name version _ <<< "$1"
-  [ "$kind" = 1p ] && [ "$UNPACKED" != "$name:$version" ] || return 0
-  need tar
-  UNPACKED=
-  rm -rf "$WORK/unpacked"
-  mkdir "$WORK/unpacked"
-  stored packs "$name" "$(decoded "$version")" | unsealed | zstd -dqc | tar -x --no-same-owner -C "$WORK/unpacked" -f - || return 1
-  UNPACKED=$name:$version
+  decode "${version:-$name}"
+  version=$text
+}
+
+# Takes members out of a pack, into a folder: name and version of the pack, the folder, and a file with the members' names. Whatever
+# else is in the pack stays in it. What is missing is missed by whoever compares.
+unpack() {
+  stored packs "$1" "$2" | tar -x --no-same-owner -C "$3" -T "$4" -f -
 }
 
 # Hash and location: the content's bytes.
 content() {
-  local kind name
+  local kind name version
   [[ $1 =~ ^[0-9a-f]{64}$ ]] || die "$1 is no hash"
-  IFS=: read -r kind name _ <<< "$2"
+  located "$2"
   case $kind in
-    1o) stored objects "$1" "$(decoded "$name")" | unsealed | zstd -dqc ;;
-    1p) unpack "$2" && [ -f "$WORK/unpacked/$1" ] && [ ! -L "$WORK/unpacked/$1" ] && cat "$WORK/unpacked/$1" ;;
-    *) note "no place of $1 that these scripts know: ${2:-none}"; return 1 ;;
+    1o) stored objects "$1" "$version" ;;
+    1p)
+      mkdir "$WORK/unpacked"
+      printf '%s\n' "$1" > "$WORK/member"
+      unpack "$name" "$version" "$WORK/unpacked" "$WORK/member"
+      is_file "$WORK/unpacked/$1" && cat "$WORK/unpacked/$1"
+      ;;
+    *) note "no place that these scripts know: ${2:-none}"; return 1 ;;
   esac
+}
+
+is_file() {
+  [ -f "$1" ] && [ ! -L "$1" ]
 }

@@ -10,4 +10,8 @@ usage() {
 options "$@"
 [ ${#POSITIONAL[@]} = 2 ] || { usage >&2; exit 2; }
 open_repository
-content "${POSITIONAL[0]}" "${POSITIONAL[1]}"
+HASH=${POSITIONAL[0]} LOCATION=${POSITIONAL[1]}
+hint=
+[ "$ENCRYPTION" = off ] || hint=", and here the hash is not the SHA-256"
+content "$HASH" "$LOCATION" ||
+  die "no content $HASH at $LOCATION, or not a whole one: list-source.sh prints SHA-256, hash and location of each, in this order$hint"

@@ -17,8 +17,9 @@ read_logs "${POSITIONAL[0]}"
 
 # One object or pack: asks for it unless it is on its way or ready, and leaves one word in `results`.
 thaw() {
-  local kind=$1 name=$2 version class=$4 state days
-  version=$(decoded "$3")
+  local kind=$1 name=$2 version class=$4 state days text
+  decode "$3"
+  version=$text
   local options=(--bucket "$BUCKET" --key "$(key_of "$kind" "$name" "$version")")
   [ "$VERSIONS" != store ] || options+=(--version-id "$version")
   state=$(s3 s3api head-object "${options[@]}" --query '[Restore, ArchiveStatus]' --output text)
