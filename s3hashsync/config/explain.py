@@ -116,6 +116,9 @@ def _hint(violation: Violation, written: str | None) -> str | None:
     return _type_hint(value, part, written) or own
 
 
+_BYTES = 10_000
+
+
 def _type_hint(value: Value, part: Schema, written: str | None) -> str | None:
     """What turns a value of the wrong type into one of the right type, where that can be told."""
     if isinstance(value, str):
@@ -127,5 +130,7 @@ def _type_hint(value: Value, part: Schema, written: str | None) -> str | None:
         if "x-unit" not in part:
             return f'put it in quotes: "{written[:60]}"' if written else "put it in quotes"
         if type(value) is int and 0 <= value < 10**9:
-            return f"write {value}{part['x-unit']}, or with another unit"
+            # Who writes a size as so large a number counts in bytes.
+            unit = "B" if part["x-unit"] == "MiB" and value >= _BYTES else part["x-unit"]
+            return f"write {value}{unit}, or with another unit"
     return None

@@ -97,6 +97,8 @@ class Packer:
         self._members = 0
         self._making: _Making | None = None
         self._dropped = threading.Event()
+        # Stored bytes, and the bytes of tar that they came from: a guess, until some are known.
+        self._ratio = (1, 2)
 
     def stop(self) -> None:
         """A pack that is not being stored by now is dropped."""
@@ -133,7 +135,7 @@ class Packer:
 
     def _hand_over(self) -> None:
         if self._making is None:
-            self._making = _Making(self._ports, self._limits, self._dropped)
+            self._making = _Making(self._ports, self._limits, self._dropped, self._ratio)
             self._making.start(self._pool)
         self._making.feed(self._wanted, self._tar)
         self._wanted, self._tar = [], 0
@@ -145,6 +147,7 @@ class Packer:
             self._hand_over()
         making, self._making, self._members = self._making, None, 0
         assert making is not None
+        self._ratio = making.ratio
         return making.end()
 
 
@@ -161,7 +164,8 @@ class _Shape:
 class _Making:
     """One pack in the making, by a thread of its own."""
 
-    def __init__(self, ports: PackPorts, limits: PackLimits, dropped: threading.Event) -> None:
+    def __init__(self, ports: PackPorts, limits: PackLimits, dropped: threading.Event, before: tuple[int, int]) -> None:
+        self._before = before
         self._ports = ports
         self._limits = limits
         self._dropped = dropped
@@ -180,9 +184,13 @@ class _Making:
     @property
     def expected(self) -> int:
         """What will be stored of what was given; for frames that wait, by the ratio of the others."""
-        if not self._compressed:
-            return 0
-        return self._given * self._stored // self._compressed
+        stored, compressed = self.ratio
+        return self._given * stored // compressed
+
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """Stored bytes, and the bytes of tar that they came from; of the pack before while there are none."""
+        return (self._stored, self._compressed) if self._compressed else self._before
 
     def feed(self, wanted: list[Wanted], tar_size: int) -> None:
         self._given += tar_size
