@@ -12,7 +12,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from s3hashsync.errors import Corrupt, NoSpace, S3HashSyncError
 from s3hashsync.run import helper as helper_module
 from s3hashsync.run import packing
 from s3hashsync.run.candidates import Candidate
-from s3hashsync.run.frames import FrameMaker, ThreadFrames
+from s3hashsync.run.frames import DoesNotOpen, FrameMaker, ThreadFrames
 from s3hashsync.run.helper import Helper, HelperFrames, folder_of
 from s3hashsync.run.keyring import NoKeys
 from s3hashsync.run.packing import Pack, PackedContent, Packer, PackLimits, PackPorts
@@ -229,10 +229,11 @@ def test_a_pack_that_does_not_open_again_is_not_sent(
     """A bit flips in memory after the content was read."""
 
     class Flipped(Spool):
-        def __init__(self, place: str, pieces: Iterable[bytes]) -> None:
-            body = bytearray(b"".join(pieces))
-            body[len(body) // 2 if where == "frame" else len(body) - len(end_frame()) + 6] ^= 4
-            super().__init__(place, [bytes(body)])
+        def append(self, piece: bytes) -> None:
+            body = bytearray(piece)
+            if (where == "end") == (piece == end_frame()):
+                body[len(body) // 2] ^= 4
+            super().append(bytes(body))
 
     monkeypatch.setattr(packing, "Spool", Flipped)
     packer.add(*folder.write("a", random.Random(4).randbytes(5000)))
@@ -274,7 +275,7 @@ def test_a_frame_that_does_not_open_again_is_not_sent(folder: Folder, packer: Pa
 
 def test_a_full_disk_ends_the_packing_and_hangs_nothing(folder: Folder, packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Spool):
-        def _write(self, piece: bytes, folder: str) -> None:
+        def append(self, piece: bytes) -> None:
             raise NoSpace("no space left")
 
     monkeypatch.setattr(packing, "Spool", Full)
@@ -299,9 +300,12 @@ def test_a_frame_that_the_helper_cannot_open_again_is_not_sent(folder: Folder, m
     frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
     packer = packer_of(frames, PackLimits(1 << 20, str(folder.path)))
     packer.add(*folder.write("a", b"a"))
-    with pytest.raises(Corrupt, match="nothing of it was sent") as caught:
+    with pytest.raises(
+        DoesNotOpen, match=r"^a pack that was made a moment ago does not open again \([^()]*\): nothing"
+    ) as caught:
         packer.close().result()
     assert "memory" in str(caught.value.hint)
+    assert str(caught.value).count("a moment ago") == 1
     packer.stop()
     helper.close()
 

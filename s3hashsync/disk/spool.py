@@ -8,37 +8,32 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 from s3hashsync.errors import NoSpace, S3HashSyncError
 
 
 class Spool(Sequence[bytes]):
-    """Pieces that are read when they are asked for, by any thread. Written once, whole."""
+    """Pieces that are read when they are asked for, by any thread; `append`ed by one."""
 
-    def __init__(self, folder: str, pieces: Iterable[bytes]) -> None:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._ends = [0]
         # In the folder of the states, which is private, and on no file system in memory.
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise _translated(error, folder) from error
-        try:
-            for piece in pieces:
-                self._write(piece, folder)
-                self._ends.append(self._ends[-1] + len(piece))
-        except BaseException:
-            self._file.close()
-            raise
 
-    def _write(self, piece: bytes, folder: str) -> None:
+    def append(self, piece: bytes) -> None:
         rest = memoryview(piece)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise _translated(error, folder) from error
+            raise _translated(error, self._folder) from error
+        self._ends.append(self._ends[-1] + len(piece))
 
     def close(self) -> None:
         """The bytes are given up."""

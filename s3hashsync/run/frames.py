@@ -37,7 +37,7 @@ class FrameMaker(Protocol):
 
 
 def make_frame(root: int, wanted: list[Wanted], *, verify: bool) -> Frame:
-    """The frame of these files below the open folder `root`; `verify`: `Corrupt` when it does not open to what was read."""
+    """The frame of these files below the open folder `root`; `verify`: `DoesNotOpen` when it does not open to what was read."""
     builder = FrameBuilder()
     for hash_, sha256, path, size in wanted:
         try:
@@ -66,8 +66,12 @@ def _check_opens(frame: bytes, taken: Uncompressed, sha256: dict[ContentHash, Sh
             raise failing(f"content {member.hash.hex()} comes out of it as another one")
 
 
-def failing(what: str) -> Corrupt:
-    return Corrupt(
+class DoesNotOpen(Corrupt):
+    """What was made a moment ago is not what was read: this machine fails."""
+
+
+def failing(what: str) -> DoesNotOpen:
+    return DoesNotOpen(
         f"a pack that was made a moment ago does not open again ({what}): nothing of it was sent",
         "does this machine's memory fail? test it before you trust any backup of it",
     )

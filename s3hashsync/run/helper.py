@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeAlias
 
-from s3hashsync.errors import Corrupt, S3HashSyncError
-from s3hashsync.run.frames import Frame, Wanted, make_frame
+from s3hashsync.errors import S3HashSyncError
+from s3hashsync.run.frames import DoesNotOpen, Frame, Wanted, make_frame
 from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
 
 WORTH_IT = 2000
@@ -156,8 +156,8 @@ def serve() -> None:
         kind, folder, items, option = marshal.loads(body)
         try:
             answer: Any = ("answer", _WORK[kind](_root(roots, folder), items, option))
-        except Corrupt as error:
-            answer = ("corrupt", (error.message, error.hint))
+        except DoesNotOpen as error:
+            answer = ("does not open", (error.message, error.hint))
         except (S3HashSyncError, OSError) as error:
             answer = ("failed", (f"the helper process failed: {error}",))
         data = marshal.dumps(answer)
@@ -185,7 +185,7 @@ _WORK: dict[str, Callable[[int, Any, bool], object]] = {
     "hash": lambda root, files, inodes: hash_files(root, files, inodes=inodes),
     "frame": lambda root, wanted, verify: make_frame(root, wanted, verify=verify),
 }
-_FAILURES = {"corrupt": Corrupt, "failed": S3HashSyncError}
+_FAILURES = {"does not open": DoesNotOpen, "failed": S3HashSyncError}
 
 
 def _receive(source: BinaryIO) -> bytes | None:

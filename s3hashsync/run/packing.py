@@ -23,7 +23,7 @@ from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import Corrupt, Interrupted
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.encoding import opened_again
-from s3hashsync.run.frames import Frame, FrameMaker, Wanted, failing
+from s3hashsync.run.frames import DoesNotOpen, Frame, FrameMaker, Wanted, failing
 from s3hashsync.run.keyring import Keyring, Seal
 from s3hashsync.run.progress import Progress
 
@@ -141,8 +141,7 @@ class Packer:
         self._wanted, self._tar = [], 0
 
     def close(self) -> Future[Pack]:
-        """The pack, as soon as it is stored. `Corrupt` when what was made does not open to what was read: then this machine
-        fails."""
+        """The pack, as soon as it is stored. `DoesNotOpen` when what was made is not what was read: then this machine fails."""
         if self._wanted or self._making is None:
             self._hand_over()
         making, self._making, self._members = self._making, None, 0
@@ -211,19 +210,19 @@ class _Making:
         self._pack.result()
 
     def _make(self) -> Pack:
-        frames = self._frames()
-        with closing(Spool(self._limits.folder, frames if self._seal is None else self._seal.stream(frames))) as body:
-            checksum = self._checked(body)
+        with closing(Spool(self._limits.folder)) as body:
+            checksum = self._filled(body)
             pack = Pack(self._id, body, self._ports.keys.encoding, checksum, dict(_places(self._shapes)))
             if self._dropped.is_set():
                 raise Interrupted("interrupted")
             self._ports.store(pack)
         return pack
 
-    def _checked(self, body: Spool) -> str:
-        """The checksum of a body that opens to what was read."""
+    def _filled(self, body: Spool) -> str:
+        """The checksum of the body. It is opened again piece by piece, as it comes back from the disk."""
         digest = hashlib.sha256()
-        pieces = _hashed(body, digest)
+        frames = self._frames()
+        pieces = _written(body, frames if self._seal is None else self._seal.stream(frames), digest)
         if self._limits.verify:
             _verify(pieces, self._seal, self._shapes)
         for _ in pieces:
@@ -254,26 +253,32 @@ def _places(shapes: list[_Shape]) -> Iterator[tuple[ContentHash, PackedContent]]
         start += length
 
 
-def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+def _written(body: Spool, pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
     for piece in pieces:
-        digest.update(piece)
-        yield piece
+        body.append(piece)
+        back = body[len(body) - 1]
+        digest.update(back)
+        yield back
 
 
 def _verify(body: Iterator[bytes], seal: Seal | None, shapes: list[_Shape]) -> None:
-    """Open the pack as a restore would: every frame must be the one that its maker has opened and compared."""
-    opened = opened_again(body, seal)
+    """Open the pack as a restore would: every frame must be the one that its maker has opened and compared. More shapes come
+    while the body does."""
     rest = bytearray()
+    checked = 0
     try:
-        for shape in shapes:
-            while len(rest) < shape.length:
-                rest += next(opened)
-            if hashlib.sha256(memoryview(rest)[: shape.length]).digest() != shape.digest:
-                raise Corrupt("a frame comes out of it as another one")
-            del rest[: shape.length]
-        if b"".join((rest, *opened)) != end_frame():
+        for data in opened_again(body, seal):
+            rest += data
+            while checked < len(shapes) and len(rest) >= shapes[checked].length:
+                shape = shapes[checked]
+                if hashlib.sha256(memoryview(rest)[: shape.length]).digest() != shape.digest:
+                    raise Corrupt("a frame comes out of it as another one")
+                del rest[: shape.length]
+                checked += 1
+        if checked < len(shapes) or rest != end_frame():
             raise Corrupt("it does not end as it should")
+    except DoesNotOpen:
+        # Said by whoever made the frame.
+        raise
     except Corrupt as error:
         raise failing(error.message) from error
-    except StopIteration as error:
-        raise failing("it is cut off") from error
