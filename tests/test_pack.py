@@ -300,9 +300,7 @@ def test_a_frame_that_the_helper_cannot_open_again_is_not_sent(folder: Folder, m
     frames = HelperFrames(helper, folder_of(str(folder.path), folder.fd))
     packer = packer_of(frames, PackLimits(1 << 20, str(folder.path)))
     packer.add(*folder.write("a", b"a"))
-    with pytest.raises(
-        DoesNotOpen, match=r"^a pack that was made a moment ago does not open again \([^()]*\): nothing"
-    ) as caught:
+    with pytest.raises(DoesNotOpen, match="nothing of it was sent") as caught:
         packer.close().result()
     assert "memory" in str(caught.value.hint)
     assert str(caught.value).count("a moment ago") == 1
