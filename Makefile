@@ -30,6 +30,7 @@ test: $(STAMP)  ## the tests that need nothing but Python
 integration: $(STAMP)  ## the tests against versitygw and DynamoDB Local, which it installs once
 	$(BIN)/python tests/install_servers.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration -m integration
+	S3HASHSYNC_SLOW=1 $(BIN)/python -m pytest tests/test_age.py -m slow
 
 check: $(STAMP)  ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .

@@ -1,10 +1,12 @@
 """Clients, fresh buckets and fresh tables on the test servers.
 
-Decides names and credentials. Knows nothing of what is tested; whatever it makes goes with its server.
+Decides names and credentials. Knows nothing of what is tested; whatever it makes goes with its server. One client serves all
+buckets of a server, and one all tables: making a client takes longer than most tests.
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
 from typing import Any
 
@@ -27,9 +29,19 @@ def settings(endpoint: str, *, key: str = ACCESS_KEY, secret: str = SECRET_KEY) 
     )
 
 
+@functools.cache
+def _s3(endpoint: str) -> Any:
+    return connect(settings(endpoint)).s3()
+
+
+@functools.cache
+def _dynamodb(endpoint: str) -> Any:
+    return connect(settings(endpoint)).dynamodb()
+
+
 def fresh_bucket(endpoint: str, *, versioned: bool = True) -> tuple[Any, str]:
     """A client and the name of a new bucket."""
-    client, bucket = connect(settings(endpoint)).s3(), f"test-{secrets.token_hex(6)}"
+    client, bucket = _s3(endpoint), f"test-{secrets.token_hex(6)}"
     client.create_bucket(Bucket=bucket)
     if versioned:
         client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
@@ -43,7 +55,7 @@ def fresh_objects(endpoint: str, *, versioned: bool = True) -> S3Objects:
 
 def fresh_table(endpoint: str) -> tuple[Any, str]:
     """A client and the name of a new table."""
-    client, table = connect(settings(endpoint)).dynamodb(), f"test-{secrets.token_hex(6)}"
+    client, table = _dynamodb(endpoint), f"test-{secrets.token_hex(6)}"
     prepare_table(client, table)
     return client, table
 

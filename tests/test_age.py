@@ -40,6 +40,7 @@ from s3hashsync.codec.age import (
     parse_identities,
 )
 from s3hashsync.errors import Corrupt, S3HashSyncError, UsageError, WrongKey
+from tests.harness import SLOW
 
 MIB = 1 << 20
 BLOCK = CHUNK + TAG
@@ -105,8 +106,10 @@ class TestOthers:
         with pytest.raises(WrongKey, match="encrypted with a passphrase"):
             opened(ours, ALICE)
 
+    @SLOW
     @pytest.mark.slow
     def test_their_passphrase(self) -> None:
+        """They work hard on one, and cannot be told not to; among the test vectors there are cheap ones of other programs."""
         their = pyrage.passphrase.encrypt(b"secret", "correct horse")
         header = parse_header(their)
         assert header is not None

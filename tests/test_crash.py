@@ -25,6 +25,7 @@ import pytest
 from s3hashsync.codec import pack
 from s3hashsync.codec.pack import hashes_of
 from s3hashsync.config.model import PackSettings
+from s3hashsync.core.compile import Verdict
 from s3hashsync.core.model import ContentHash, Control, Record, RecordState, Rev, object_stem, pack_key
 from s3hashsync.disk import scratch
 from s3hashsync.disk.state import State
@@ -72,6 +73,9 @@ def form(request: pytest.FixtureRequest) -> Form:
 # The source, before and after
 
 
+ASIDE = "aside"
+
+
 def before(house: House) -> None:
     for name in ("kept", "edited", "renamed", "deleted", "chmod", "copied"):
         house.write(f"{name}.jpg", f"content of {name}")
@@ -81,7 +85,7 @@ def before(house: House) -> None:
 
 def change(house: House) -> None:
     """One of each: what was there is put aside, so that it can come back as the very same file."""
-    source, aside = house.source, house.folder / "aside"
+    source, aside = house.source, house.folder / ASIDE
     aside.mkdir()
     os.rename(source / "edited.jpg", aside / "edited.jpg")
     os.rename(source / "deleted.jpg", aside / "deleted.jpg")
@@ -96,7 +100,7 @@ def change(house: House) -> None:
 
 def revert(house: House) -> None:
     """Every path as it was before `change`, with its old inode and mtime."""
-    source, aside = house.source, house.folder / "aside"
+    source, aside = house.source, house.folder / ASIDE
     os.rename(aside / "edited.jpg", source / "edited.jpg")
     os.rename(aside / "deleted.jpg", source / "deleted.jpg")
     os.rename(source / "renamed to.jpg", source / "renamed.jpg")
@@ -156,15 +160,49 @@ def under(plan: FaultPlan, *, retrying: bool = False) -> Wrap:
     return wrap
 
 
-def prepared(folder: Path, *, fresh: bool, **fields: object) -> House:
+def at_peace(house: House, *, fresh: bool) -> House:
     """A source with changes, whose last run is at peace (`fresh`: that was never backed up)."""
-    house = House(folder, **fields).init()  # type: ignore[arg-type]
     before(house)
     if not fresh:
         house.backup()
         house = house.again()
     change(house)
     return house
+
+
+def prepared(folder: Path, *, fresh: bool, **fields: object) -> House:
+    return at_peace(House(folder, **fields).init(), fresh=fresh)  # type: ignore[arg-type]
+
+
+class Kept:
+    """What runs write (repository, state, the host's keys), put aside, so that many begin at the same moment. The source stays
+    where it is, as no run changes it: a copy would have other inodes and times."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self._top = house.folder
+        self._copy = Path(tempfile.mkdtemp(dir=house.folder.parent, prefix="kept "))
+        shutil.copytree(self._top, self._copy, symlinks=True, dirs_exist_ok=True, ignore=self._not_written)
+
+    def _not_written(self, folder: str, names: list[str]) -> set[str]:
+        return {self.house.source.name, ASIDE} if Path(folder) == self._top else set()
+
+    def again(self) -> House:
+        """The next process at that moment."""
+        for place in self._top.iterdir():
+            if place.name not in self._not_written(str(self._top), []):
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        shutil.copytree(self._copy, self._top, symlinks=True, dirs_exist_ok=True)
+        return self.house.again(wrap=as_they_are)
+
+    def from_nothing(self) -> House:
+        """The same with an empty source, whatever has become of it."""
+        for name in (self.house.source.name, ASIDE):
+            shutil.rmtree(self._top / name, ignore_errors=True)
+        return self.again()
+
+    def drop(self) -> None:
+        shutil.rmtree(self._copy)
 
 
 def run_under(house: House, plan: FaultPlan, *, retrying: bool = False) -> None:
@@ -174,30 +212,32 @@ def run_under(house: House, plan: FaultPlan, *, retrying: bool = False) -> None:
         house.backup()
 
 
-def count_operations(folder: Path, **fields: object) -> int:
+def count_operations(house: House) -> int:
     plan = FaultPlan()
-    run_under(prepared(folder / "dry", **fields), plan)  # type: ignore[arg-type]
+    run_under(house, plan)
     return plan.mutations
 
 
 def each_trial(
-    folder: Path, fault: Fault, then: Callable[[House], None] = nothing, **fields: object
+    folder: Path, fault: Fault, then: Callable[[House], None] = nothing, *, fresh: bool, **fields: object
 ) -> Iterator[tuple[House, FaultPlan]]:
     """A house whose run met this fault at its first, second, … operation; `then` changes the disk."""
-    for number in range(1, count_operations(folder, **fields) + 1):
-        place = folder / str(number)
-        house, plan = prepared(place, **fields), FaultPlan([at(number, fault)])  # type: ignore[arg-type]
+    founded = Kept(House(folder / "house", **fields).init())  # type: ignore[arg-type]
+    kept = Kept(at_peace(founded.again(), fresh=fresh))
+    for number in range(1, count_operations(kept.again()) + 1):
+        house = kept.again() if then is nothing else at_peace(founded.from_nothing(), fresh=fresh)
+        plan = FaultPlan([at(number, fault)])
         run_under(house, plan)
-        house.assert_safe()
-        house.assert_logs_restorable()
+        with house.looked_at():
+            house.assert_safe()
+            house.assert_logs_restorable()
         then(house)
         yield house.again(wrap=as_they_are), plan
-        shutil.rmtree(place)
 
 
 def copies_of_contents(house: House) -> dict[ContentHash, int]:
     """How often each content lies in the store: as an object, or in a pack that is there."""
-    with house.repository() as repository:
+    with house.looked_at() as repository:
         items = {item.key: item for item in repository.index.scan() if isinstance(item, Control)}
     found: list[ContentHash] = []
     for stem, versions in house.stored_versions().items():
@@ -220,9 +260,10 @@ def assert_each_converges(folder: Path, fault: Fault, then: Callable[[House], No
     for house, plan in each_trial(folder, fault, then, **fields):
         done = house.backup()
         assert done.problems == []
-        house.assert_converged()
-        assert_stored_once(house, plan.names())
-        house.assert_logs_restorable()
+        with house.looked_at():
+            house.assert_converged()
+            assert_stored_once(house, plan.names())
+            house.assert_logs_restorable()
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["first run", "later run"])
@@ -251,12 +292,15 @@ def test_a_request_may_arrive_after_the_next_run(folder: Path, form: Form) -> No
 
 
 def test_behind_the_retrying_stores_a_lost_answer_is_not_even_noticed(folder: Path, form: Form) -> None:
-    for number in range(1, count_operations(folder, fresh=False, **form) + 1):
-        house = prepared(folder / str(number), fresh=False, **form)
+    kept = Kept(prepared(folder / "house", fresh=False, **form))
+    for number in range(1, count_operations(kept.again()) + 1):
+        house = kept.again()
         house.wrap = under(FaultPlan([at(number, Fault.LOSE_ANSWER)]), retrying=True)
         assert house.backup().problems == []
-        house.again(wrap=as_they_are).assert_converged()
-        assert_stored_once(house)
+        house = house.again(wrap=as_they_are)
+        with house.looked_at():
+            house.assert_converged()
+            assert_stored_once(house)
 
 
 @pytest.mark.parametrize(
@@ -265,41 +309,42 @@ def test_behind_the_retrying_stores_a_lost_answer_is_not_even_noticed(folder: Pa
 )
 def test_two_crashes_one_after_the_other(folder: Path, form: Form, fresh: bool) -> None:
     """Every pair: the run that repairs dies, too, at each of its operations."""
-    total = count_operations(folder, fresh=fresh, **form)
-    for first in range(1, total + 1, 3 if form and not THOROUGH else 1):
-        second, survived = 0, False
+    kept = Kept(prepared(folder / "house", fresh=fresh, **form))
+    for first in range(1, count_operations(kept.again()) + 1, 3 if form and not THOROUGH else 1):
+        house = kept.again()
+        run_under(house, FaultPlan([at(first, Fault.CRASH_AFTER)]))
+        crashed, second, survived = Kept(house), 0, False
         while not survived:
             second += 1
-            house = prepared(folder / f"{first}.{second}", fresh=fresh, **form)
-            run_under(house, FaultPlan([at(first, Fault.CRASH_AFTER)]))
-            plan = FaultPlan([at(second, Fault.CRASH_AFTER)])
-            house = house.again()
+            house, plan = crashed.again(), FaultPlan([at(second, Fault.CRASH_AFTER)])
             run_under(house, plan)
             survived = not plan.dead
             house.again(wrap=as_they_are).backup()
             house = house.again(wrap=as_they_are)
-            house.assert_converged()
-            assert_stored_once(house, first, second)
-            shutil.rmtree(house.folder)
+            with house.looked_at():
+                house.assert_converged()
+                assert_stored_once(house, first, second)
+        crashed.drop()
 
 
 def assert_a_pack_is_taken_up(folder: Path, fault: Fault) -> None:
     """One pack, named in three segments; a fault at each operation of that run."""
-    number, survived = 0, False
+    house = House(folder / "house", log_interval=0, **PACKED).init()  # type: ignore[arg-type]
+    for name in "abc":
+        house.write(name, f"content of {name}")
+    kept, number, survived = Kept(house), 0, False
     while not survived:
         number += 1
-        house = House(folder / str(number), log_interval=0, **PACKED).init()  # type: ignore[arg-type]
-        for name in "abc":
-            house.write(name, f"content of {name}")
+        house = kept.again()
         plan = FaultPlan([at(number, fault)])
         run_under(house, plan)
         survived = not plan.dead
         house.assert_safe()
         house = house.again(wrap=as_they_are)
         assert house.backup().problems == []
-        house.assert_converged()
-        assert_stored_once(house, plan.names())
-        shutil.rmtree(house.folder)
+        with house.looked_at():
+            house.assert_converged()
+            assert_stored_once(house, plan.names())
 
 
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.POWER_FAILURE])
@@ -370,8 +415,9 @@ def test_a_lost_state_after_a_crash_may_cost_storage_and_nothing_else(
 
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
 def test_after_a_crash_the_state_may_be_an_older_copy(folder: Path, form: Form, fault: Fault) -> None:
-    for number in range(1, count_operations(folder, fresh=False, **form) + 1):
-        house = prepared(folder / str(number), fresh=False, **form)
+    kept = Kept(prepared(folder / "house", fresh=False, **form))
+    for number in range(1, count_operations(kept.again()) + 1):
+        house = kept.again()
         shutil.copy(house.state_path, house.folder / "old.db")
         run_under(house, FaultPlan([at(number, fault)]))
         aged(house)
@@ -401,20 +447,24 @@ class StopAfter(Stop):
 
 def test_an_interruption_leaves_what_was_done_acknowledged(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_STEPS", 2)
+    kept = Kept(prepared(folder / "house", fresh=False, **form))
     moments, finished = 0, False
     while not finished:
         moments += 1
-        house = prepared(folder / str(moments), fresh=False, **form)
+        house = kept.again()
         house.stop = StopAfter(moments)
         try:
             house.backup()
             finished = True
         except Interrupted:
-            house.assert_safe()
-            house.assert_logs_restorable()
-        house.again().backup()
-        house.again().assert_converged()
-        assert_stored_once(house)
+            with house.looked_at():
+                house.assert_safe()
+                house.assert_logs_restorable()
+        house = house.again()
+        house.backup()
+        with house.looked_at():
+            house.assert_converged()
+            assert_stored_once(house)
     assert moments > 10
 
 
@@ -666,9 +716,8 @@ def test_a_marked_path_is_written_again_though_its_content_is_the_marked_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken for clean, a touched file would pass for one whose metadata alone have changed, with no name in the index."""
-    query = scratch._TO_HASH.replace("verdict = 'changed' AND ", "")
-    assert query != scratch._TO_HASH
-    monkeypatch.setattr(scratch, "_TO_HASH", query)
+    confirmed = scratch._confirmed
+    monkeypatch.setattr(scratch, "_confirmed", lambda verdict, before: confirmed(Verdict.CHANGED, before))
     assert noticed(folder, touch)
 
 

@@ -14,7 +14,7 @@ import random
 import tarfile
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,16 +114,15 @@ def packed(contents: Mapping[bytes, bytes], seal: Seal | None, frame_bytes: int 
     frames: list[bytes] = []
     places: dict[bytes, tuple[int, int, int]] = {}
     members: list[tuple[bytes, int]] = []
-    tar = b""
+    tar = bytearray()
     compress = zstandard.ZstdCompressor(level=3, write_checksum=True, write_content_size=True).compress
 
     def cut() -> None:
-        nonlocal tar
         start = sum(map(len, frames))
-        frames.append(compress(tar))
+        frames.append(compress(bytes(tar)))
         places.update({hash_: (start, len(frames[-1]), offset) for hash_, offset in members})
         members.clear()
-        tar = b""
+        tar.clear()
 
     for hash_, content in contents.items():
         info = tarfile.TarInfo(hash_.hex())
@@ -403,7 +402,7 @@ def test_a_whole_pack_takes_one_request_for_eight_mebibytes(make: Callable[..., 
     counted = Counted()
     shop = make(form, threads=threads, wrap=counted.wrap)
     for first in (0, 1000):
-        shop.store({b"f%d" % number: noise(number, 301_000) for number in range(first, first + 90)})
+        shop.store({b"f%d" % number: noise(number, 301_000) for number in range(first, first + 60)})
     shop.logged()
     counted.reads.clear()
     done = shop.restore(to)
@@ -495,8 +494,16 @@ def test_the_memory_stays_flat(make: Callable[..., Shop], to: Path, form: str) -
 @contextmanager
 def opened(shop: Shop, keys: Keyring | None = None) -> Iterator[Contents]:
     """The contents of a shop, as a restore sees them."""
+    with opened_anew(shop, keys) as anew:
+        yield anew()
+
+
+@contextmanager
+def opened_anew(shop: Shop, keys: Keyring | None = None) -> Iterator[Callable[[], Contents]]:
+    """The same for each call, with nothing known of what was read before."""
     with shop.house.job() as job:
-        yield Contents(replace(job.repository, keys=keys or shop.keys))
+        repository = replace(job.repository, keys=keys or shop.keys)
+        yield lambda: Contents(repository)
 
 
 def collected(contents: Contents, content: Content, sha256: Sha256 | None) -> bytes:
@@ -511,16 +518,24 @@ def collected(contents: Contents, content: Content, sha256: Sha256 | None) -> by
     return b"".join(out)
 
 
-def outcomes(shop: Shop) -> dict[bytes, bytes | str]:
+def outcomes(shop: Shop, contents: Contents) -> dict[bytes, bytes | str]:
     """For every file its bytes, or the error's message: all of them by frames first, where they lie in a pack."""
     out: dict[bytes, bytes | str] = {}
-    with opened(shop) as contents:
-        for path, content in shop.files.items():
-            try:
-                out[path] = collected(contents, shop.at(path), Sha256(hashlib.sha256(content).digest()))
-            except S3HashSyncError as error:
-                out[path] = error.message
+    for path, content in shop.files.items():
+        try:
+            out[path] = collected(contents, shop.at(path), Sha256(hashlib.sha256(content).digest()))
+        except S3HashSyncError as error:
+            out[path] = error.message
     return out
+
+
+def after_each(shop: Shop, victim: Content, damaged: Iterable[bytes]) -> Iterator[dict[bytes, bytes | str]]:
+    """The outcomes with each of these in the victim's place."""
+    shop.path_of(victim).chmod(0o600)
+    with opened_anew(shop) as anew:
+        for data in damaged:
+            shop.path_of(victim).write_bytes(data)
+            yield outcomes(shop, anew())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -528,10 +543,8 @@ def test_every_flipped_byte_is_noticed_or_harmless(make: Callable[..., Shop], fo
     shop = make(form).store(SMALL)
     victim = shop.at(b"b")
     right = shop.path_of(victim).read_bytes()
-    shop.path_of(victim).chmod(0o600)
-    for position in range(len(right)):
-        shop.path_of(victim).write_bytes(right[:position] + bytes([right[position] ^ 1 << position % 8]) + right[position + 1 :])
-        found = outcomes(shop)
+    flipped = (right[:n] + bytes([right[n] ^ 1 << n % 8]) + right[n + 1 :] for n in range(len(right)))
+    for found in after_each(shop, victim, flipped):
         damaged = [path for path in SMALL if found[path] != SMALL[path]]
         for path in damaged:
             assert_named(shop, path, found[path])
@@ -546,10 +559,7 @@ def test_every_cut_is_noticed_or_harmless(make: Callable[..., Shop], form: str) 
     shop = make(form).store(SMALL)
     victim = shop.at(b"b")
     right = shop.path_of(victim).read_bytes()
-    shop.path_of(victim).chmod(0o600)
-    for length in range(len(right)):
-        shop.path_of(victim).write_bytes(right[:length])
-        found = outcomes(shop)
+    for found in after_each(shop, victim, (right[:length] for length in range(len(right)))):
         damaged = [path for path in SMALL if found[path] != SMALL[path]]
         for path in damaged:
             assert_named(shop, path, found[path])

@@ -2,9 +2,9 @@
 request.
 
 A process is an ordinary function over an index and an object store. It is run again from its beginning with
-the answers that it got so far, until it asks for something new: so its state is the list of its answers, and
-a world of several processes is a value that can be kept in a set. The search is breadth first and complete;
-a violation comes with the shortest way to it.
+the answers that it got so far, until it asks for something new: so its state is the list of its answers (kept
+once, and known by a number), and a world of several processes is a value that can be kept in a set. The search
+is breadth first and complete; a violation comes with the shortest way to it.
 
 Faults, each with a budget: a crash before or after a request; a lost answer (the request is sent again, as
 the retrying wrapper does); a delayed request (it is sent again, and the first one arrives at any later
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from s3hashsync.core.model import (
@@ -51,22 +51,38 @@ DISK = frozenset({"keep", "kept", "drop"})
 NOTES = DISK | {"acknowledged", "removing", "removed", "adding"}
 
 
-@dataclass(frozen=True, slots=True)
-class Faults:
+class Faults(NamedTuple):
     crashes: int = 0
     lost: int = 0
     delayed: int = 0
 
 
-class World(NamedTuple):
-    """`answers`: one tuple a process, None once it is dead. `versions` are (stem, version). `disks`: (host, key, value)."""
+NO_FAULTS = Faults()
 
-    items: tuple[tuple[str, Item], ...]
+
+class Pairs(tuple[tuple[str, Item], ...]):
+    """Keys and items, in order. Its hash is asked for again and again, and taken once."""
+
+    taken: int
+
+    def __hash__(self) -> int:
+        try:
+            return self.taken
+        except AttributeError:
+            self.taken = super().__hash__()
+            return self.taken
+
+
+class World(NamedTuple):
+    """`answers`: for each process what it was answered, as `Search` numbers it (0: nothing yet), None once it is dead. `versions`
+    are (stem, version). `disks`: (host, key, value)."""
+
+    items: Pairs
     versions: frozenset[tuple[str, str]]
     serial: int
     acknowledged: frozenset[StoredName]
     removed: frozenset[StoredName]
-    answers: tuple[tuple[Hashable, ...] | None, ...]
+    answers: tuple[int | None, ...]
     late: tuple[Request, ...]
     faults: Faults
     disks: tuple[tuple[str, str, Hashable], ...] = ()
@@ -75,10 +91,10 @@ class World(NamedTuple):
         return next((item for k, item in self.items if k == key), None)
 
     def with_item(self, item: Item) -> World:
-        return self._replace(items=tuple(sorted({**dict(self.items), item.key: item}.items())))
+        return self._replace(items=Pairs(sorted({**dict(self.items), item.key: item}.items())))
 
     def without_item(self, key: str) -> World:
-        return self._replace(items=tuple(pair for pair in self.items if pair[0] != key))
+        return self._replace(items=Pairs(pair for pair in self.items if pair[0] != key))
 
 
 class _Asks(BaseException):
@@ -185,6 +201,19 @@ class Violation:
         return "\n   ".join((self.message, *self.steps))
 
 
+class Step(NamedTuple):
+    """How a world came from another one: what was asked and answered, or what happened to the request instead."""
+
+    who: str
+    request: Request
+    answer: Hashable = None
+    fate: str | None = None
+
+    def __str__(self) -> str:
+        fate = f" -> {_brief(self.answer)}" if self.fate is None else self.fate
+        return f"{self.who} {_shown(self.request)}{fate}"
+
+
 @dataclass(slots=True)
 class Search:
     """The processes, and what they do next after which answers (kept: it is asked again and again)."""
@@ -195,42 +224,52 @@ class Search:
     complete: bool = False
     by_rev: bool = True
     ghosts: bool = True
-    _next: dict[tuple[int, tuple[Hashable, ...]], Request | None] = field(default_factory=dict)
+    _next: dict[tuple[int, int], Request | None] = field(default_factory=dict)
+    _answers: list[tuple[Hashable, ...]] = field(default_factory=lambda: [()])
+    _numbers: dict[tuple[int, Hashable], int] = field(default_factory=dict)
 
     def run(self, start: World) -> Violation | None:
         """The first violation in a breadth-first search, None when there is none in the worlds that were seen."""
-        came: dict[World, tuple[str, World] | None] = {start: None}
+        came: dict[World, tuple[Step, World] | None] = {start: None}
         queue = deque([start])
         while queue and len(came) <= self.limit:
             world = queue.popleft()
             if message := broken(world, ghosts=self.ghosts):
                 self.worlds = len(came)
                 return Violation(message, _way(came, world))
-            for label, after in self._successors(world):
+            for step, after in self._successors(world):
                 if after not in came:
-                    came[after] = (label, world)
+                    came[after] = (step, world)
                     queue.append(after)
         self.worlds, self.complete = len(came), not queue
         return None
 
-    def following(self, number: int, answers: tuple[Hashable, ...]) -> Request | None:
+    def further(self, answers: int, answer: Hashable) -> int:
+        """These answers and one more."""
+        key = (answers, answer)
+        number = self._numbers.setdefault(key, len(self._answers))
+        if number == len(self._answers):
+            self._answers.append((*self._answers[answers], answer))
+        return number
+
+    def following(self, number: int, answers: int) -> Request | None:
         """The next request of a process, None when it has ended."""
         key = (number, answers)
         if key not in self._next:
             try:
-                self.processes[number].body(Remote(number, answers))
+                self.processes[number].body(Remote(number, self._answers[answers]))
                 self._next[key] = None
             except _Asks as asks:
                 self._next[key] = asks.request
         return self._next[key]
 
-    def _successors(self, world: World) -> Iterator[tuple[str, World]]:
+    def _successors(self, world: World) -> Iterator[tuple[Step, World]]:
         for number, answers in enumerate(world.answers):
             if answers is not None and not self._waits(world, number):
                 yield from self._steps(world, number, answers)
         for i, request in enumerate(world.late):
             after, _ = self._apply(world, request)
-            yield f"late {_shown(request)}", after._replace(late=world.late[:i] + world.late[i + 1 :])
+            yield Step("late", request, fate=""), after._replace(late=world.late[:i] + world.late[i + 1 :])
 
     def _waits(self, world: World, number: int) -> bool:
         """Whether the source's lock is with another process."""
@@ -246,38 +285,37 @@ class Search:
         answers = world.answers[number]
         return answers is not None and self.following(number, answers) is not None
 
-    def _steps(self, world: World, number: int, answers: tuple[Hashable, ...]) -> Iterator[tuple[str, World]]:
+    def _steps(self, world: World, number: int, answers: int) -> Iterator[tuple[Step, World]]:
         request = self.following(number, answers)
         if request is None:
             return
-        title = f"{self.processes[number].title}: {_shown(request)}"
+        who = f"{self.processes[number].title}:"
         done, answer = self._apply(world, request)
-        heard = self._hear(done, number, (*answers, answer))
-        yield f"{title} -> {_brief(answer)}", heard
+        yield Step(who, request, answer), self._hear(done, number, self.further(answers, answer))
         if request.verb in READS or request.verb in NOTES:
             return
         faults = world.faults
         if faults.lost:
             # The process sends the same request again.
-            yield f"{title}, ANSWER LOST", done._replace(faults=replace(faults, lost=faults.lost - 1))
+            yield Step(who, request, fate=", ANSWER LOST"), done._replace(faults=faults._replace(lost=faults.lost - 1))
         if faults.delayed:
-            spent = replace(faults, delayed=faults.delayed - 1)
+            spent = faults._replace(delayed=faults.delayed - 1)
             late = world._replace(faults=spent, late=(*world.late, request))
-            yield f"{title}, DELAYED", late
+            yield Step(who, request, fate=", DELAYED"), late
             if faults.crashes:
-                spent = replace(spent, crashes=faults.crashes - 1)
-                yield f"{title}, DELAYED, CRASH", _dead(late._replace(faults=spent), number)
+                spent = spent._replace(crashes=faults.crashes - 1)
+                yield Step(who, request, fate=", DELAYED, CRASH"), _dead(late._replace(faults=spent), number)
         if faults.crashes:
-            spent = replace(faults, crashes=faults.crashes - 1)
-            yield f"{title}, CRASH after", _dead(done._replace(faults=spent), number)
-            yield f"{title}, CRASH before", _dead(world._replace(faults=spent), number)
+            spent = faults._replace(crashes=faults.crashes - 1)
+            yield Step(who, request, fate=", CRASH after"), _dead(done._replace(faults=spent), number)
+            yield Step(who, request, fate=", CRASH before"), _dead(world._replace(faults=spent), number)
 
-    def _hear(self, world: World, number: int, answers: tuple[Hashable, ...]) -> World:
+    def _hear(self, world: World, number: int, answers: int) -> World:
         """The process has its answer; what it notes at once, it notes now."""
         request = self.following(number, answers)
         while request is not None and request.verb in NOTES:
             world, answer = _noted(world, request)
-            answers = (*answers, answer)
+            answers = self.further(answers, answer)
             request = self.following(number, answers)
         return _with_answers(world, number, answers)
 
@@ -327,15 +365,15 @@ def start(
     items: Sequence[Item] = (),
     versions: Collection[tuple[str, str]] = (),
     acknowledged: Collection[StoredName] = (),
-    faults: Faults = Faults(),
+    faults: Faults = NO_FAULTS,
 ) -> World:
     return World(
-        tuple(sorted((item.key, item) for item in items)),
+        Pairs(sorted((item.key, item) for item in items)),
         frozenset(versions),
         1,
         frozenset(acknowledged),
         frozenset(),
-        tuple(() for _ in processes),
+        tuple(0 for _ in processes),
         (),
         faults,
     )
@@ -421,7 +459,7 @@ def _on_disk(world: World, request: Request) -> tuple[World, Hashable]:
             raise AssertionError(request)
 
 
-def _with_answers(world: World, number: int, answers: tuple[Hashable, ...] | None) -> World:
+def _with_answers(world: World, number: int, answers: int | None) -> World:
     return world._replace(answers=(*world.answers[:number], answers, *world.answers[number + 1 :]))
 
 
@@ -429,10 +467,10 @@ def _dead(world: World, number: int) -> World:
     return _with_answers(world, number, None)
 
 
-def _way(came: Mapping[World, tuple[str, World] | None], world: World) -> tuple[str, ...]:
+def _way(came: Mapping[World, tuple[Step, World] | None], world: World) -> tuple[str, ...]:
     out = []
     while (step := came[world]) is not None:
-        out.append(step[0])
+        out.append(str(step[0]))
         world = step[1]
     return tuple(reversed(out))
 
