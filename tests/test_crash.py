@@ -350,6 +350,7 @@ def assert_a_pack_is_taken_up(folder: Path, fault: Fault) -> None:
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.POWER_FAILURE])
 def test_a_pack_is_remembered_until_all_of_it_is_named(folder: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_STEPS", 1)
+    monkeypatch.setattr(batches, "PART_STEPS", 1)
     assert_a_pack_is_taken_up(folder, fault)
 
 
@@ -362,6 +363,7 @@ def test_a_pack_that_is_settled_earlier_is_stored_twice(folder: Path, monkeypatc
 
     monkeypatch.setattr(State, "settle", settle_all)
     monkeypatch.setattr(batches, "BATCH_STEPS", 1)
+    monkeypatch.setattr(batches, "PART_STEPS", 1)
     with pytest.raises(AssertionError):
         assert_a_pack_is_taken_up(folder, Fault.CRASH_AFTER)
 
@@ -447,6 +449,7 @@ class StopAfter(Stop):
 
 def test_an_interruption_leaves_what_was_done_acknowledged(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_STEPS", 2)
+    monkeypatch.setattr(batches, "PART_STEPS", 2)
     kept = Kept(prepared(folder / "house", fresh=False, **form))
     moments, finished = 0, False
     while not finished:
@@ -558,6 +561,7 @@ def assert_restorable(house: House) -> None:
 
 def test_kill_9_at_random_moments(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_STEPS", 3)
+    monkeypatch.setattr(batches, "PART_STEPS", 3)
     if form:
         # Packs that are closed by their stored size, beside objects.
         monkeypatch.setattr(packing, "MEMBERS", 40_000)
@@ -634,6 +638,7 @@ def live(folder: Path, chance: random.Random, form: Form) -> House:
 def test_a_life_full_of_faults_ends_well(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     chance = random.Random(seed)
     monkeypatch.setattr(batches, "BATCH_STEPS", chance.choice([1, 3, 7, 1000]))
+    monkeypatch.setattr(batches, "PART_STEPS", chance.choice([1, 3, 7, 1000]))
     monkeypatch.setattr(executor, "CHECKPOINT_FLOOR", chance.choice([10, 1000]))
     if form:
         monkeypatch.setattr(packing, "MEMBERS", chance.choice([1, 2, 5, 1000]))

@@ -187,6 +187,7 @@ def test_removals_that_two_dead_runs_left_are_settled_after_a_lost_state(house: 
         house.write(f"folder/{number}.jpg", f"changed {number}")
     run_under(house, FaultPlan([at_removal()]))
     monkeypatch.setattr(batches, "BATCH_STEPS", 2)
+    monkeypatch.setattr(batches, "PART_STEPS", 2)
     house = house.again(log_interval=0, wrap=as_they_are)
     run_under(house, FaultPlan([on("objects.create_document", Fault.CRASH_BEFORE, 2)]))
     house.forget_state()

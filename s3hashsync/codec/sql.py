@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-_VALUES = 900
-"""Every SQLite takes so many in one statement."""
+_VALUES = 450
+"""Every SQLite takes so many in one statement; more would only take memory."""
 
 
 def insertions(into: str, rows: Sequence[Sequence[object]]) -> Iterator[tuple[str, list[object]]]:

@@ -23,6 +23,9 @@ BATCH_STEPS = 4000
 
 BATCH_BYTES = 256 << 20
 
+PART_STEPS = 2000
+"""So many steps of a batch with a pack are in work at once: no bytes wait for the disk there, and each takes memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -87,7 +90,7 @@ def parts(steps: list[Step]) -> Iterator[list[Step]]:
     """A batch with a pack has more steps than need to be in work at once; those of one content stay together."""
     start = 0
     while start < len(steps):
-        end = min(start + BATCH_STEPS, len(steps))
+        end = min(start + PART_STEPS, len(steps))
         while end < len(steps) and (hash_ := content_of(steps[end])) is not None and hash_ == content_of(steps[end - 1]):
             end += 1
         yield steps[start:end]
