@@ -224,10 +224,27 @@ def test_a_lost_index_names_the_command_that_makes_it_anew(tmp_path: Path) -> No
 
 def test_what_was_put_aside_before_stays(tmp_path: Path) -> None:
     path = tmp_path / "index.db"
+    (tmp_path / "repository.json").touch()
     for number in range(3):
         path.write_bytes(b"junk" * (1000 + number))
         assert put_aside_if_damaged(str(path)) == f"{path}.damaged{number or ''}"
-    assert sorted(one.stat().st_size for one in tmp_path.iterdir()) == [4000, 4004, 4008]
+    assert sorted(one.stat().st_size for one in tmp_path.iterdir()) == [0, 4000, 4004, 4008]
+
+
+@pytest.mark.parametrize("content", [b"a text of somebody\n" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_what_never_was_an_index_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(errors.Corrupt, match="nothing says that it was an index"):
+        put_aside_if_damaged(str(path))
+    assert path.read_bytes() == content
+
+
+def test_an_index_elsewhere_is_known_by_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "index.db"
+    made(str(path), 10).close()
+    overwrite_the_middle(path)
+    assert put_aside_if_damaged(str(path)) == f"{path}.damaged"
 
 
 def test_a_whole_index_and_another_programs_stay_where_they_are(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from s3hashsync.codec import pack
 from s3hashsync.config.model import PackSettings
 from s3hashsync.core.model import Control, PackAt, RecordState, pack_key
 from s3hashsync.core.plan import StoreContent
+from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import S3HashSyncError
-from s3hashsync.run import backup, candidates, frames, rehash, uploads
+from s3hashsync.run import backup, candidates, frames, packing, rehash, uploads
+from s3hashsync.run.frames import DoesNotOpen
 from s3hashsync.run.helper import Helper
 from tests.faulty import Crash, Fault, FaultPlan, Operation, Rule, on
 from tests.harness import House, as_they_are, fast_folder
@@ -377,4 +379,33 @@ def test_small_and_large_contents_of_one_plan(house: House) -> None:
     summary = house.backup().summary
     assert (summary.packs, summary.objects_put) == (1, 7)
     assert {name for name, place in kinds(house).items() if place == "object"} == {f"large {number}" for number in range(6)}
+    assert_all_well(house)
+
+
+# What goes wrong on this machine
+
+
+def test_a_pack_that_is_stored_as_another_one_is_not_named(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes in the temporary file change after they were opened again."""
+
+    class Rotten(Spool):
+        rotten = False
+
+        def __getitem__(self, number: Any) -> Any:
+            piece = super().__getitem__(number)
+            return bytes([piece[0] ^ 1]) + piece[1:] if self.rotten and number == 0 else piece
+
+    fill = packing._Making._filled
+
+    def filled(making: packing._Making, body: Rotten) -> str:
+        checksum = fill(making, body)
+        body.rotten = True
+        return checksum
+
+    monkeypatch.setattr(packing, "Spool", Rotten)
+    monkeypatch.setattr(packing._Making, "_filled", filled)
+    with pytest.raises(DoesNotOpen, match="what was stored is another one"):
+        house.backup()
+    assert house.records() == {}
+    monkeypatch.undo()
     assert_all_well(house)

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,50 @@ def test_several_processes_lose_no_update(path: str) -> None:
     counter = SqliteIndex(path).read(["counter"])["counter"]
     assert isinstance(counter, Control)
     assert counter.get("count") == "150"
+
+
+def test_a_barrier_of_another_thread_forgets_no_folder(tmp_path: Path) -> None:
+    """One thread stands between the two things that it notes, while the other has its barrier."""
+    store = LocalObjects(str(tmp_path), create=True)
+    folder = store._folder
+    folder.batch = False
+    synced: set[str] = set()
+    sync = folder.sync_folders
+
+    def seen(folders: set[str]) -> None:
+        synced.update(folders)
+        sync(folders)
+
+    folder.sync_folders = seen  # type: ignore[method-assign]
+    pack, thing = "packs/" + "00" * 16, "objects/" + "aa" * 32
+    for stem in (pack, thing):
+        store.put(stem, b"first", Attempt("0" * 16, "STANDARD"))
+    store.barrier()
+    synced.clear()
+    lock, arrived, go = folder._lock, threading.Event(), threading.Event()
+
+    class Gate:
+        def __enter__(self) -> None:
+            if threading.current_thread().name == "pack":
+                arrived.set()
+                go.wait(5)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    folder._lock = Gate()  # type: ignore[assignment]
+
+    def put() -> None:
+        store.put(pack, b"pack", Attempt("1" * 16, "STANDARD"))
+        store.barrier()
+
+    thread = threading.Thread(target=put, name="pack")
+    thread.start()
+    arrived.wait(5)
+    store.put(thing, b"thing", Attempt("1" * 16, "STANDARD"))
+    store.barrier()
+    go.set()
+    thread.join()
+    assert any(name.startswith("packs/") for name in synced)
+    store.close()

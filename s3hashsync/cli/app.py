@@ -286,14 +286,16 @@ def _usage(context: Context, error: click.ClickException) -> None:
 
 
 def _listen(stop: Stop) -> None:
-    """The first Ctrl-C (or SIGTERM) brings what is under way to an acknowledged end, the second ends at once."""
+    """The first Ctrl-C (or SIGTERM) brings what is under way to an acknowledged end, the second waits for no more than what is on
+    its way to the store, the third ends the process."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop:
             signal.signal(number, signal.SIG_DFL)
+            sys.stderr.write("\nending when the store has answered (again: at once)\n")
             raise KeyboardInterrupt
         stop.set()
-        sys.stderr.write("\nstopping after what is under way (again: at once)\n")
+        sys.stderr.write("\nstopping after what is under way (again: sooner)\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

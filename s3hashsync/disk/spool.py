@@ -58,7 +58,12 @@ class Spool(Sequence[bytes]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         start, end = self._ends[number : number + 2]
-        return os.pread(self._file.fileno(), end - start, start)
+        try:
+            return os.pread(self._file.fileno(), end - start, start)
+        except OSError as error:
+            raise S3HashSyncError(
+                f"cannot read a temporary file in {self._folder}: {error.strerror}", "is that disk healthy?"
+            ) from error
 
 
 def _translated(error: OSError, folder: str) -> S3HashSyncError:

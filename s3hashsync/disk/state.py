@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -198,6 +198,12 @@ class State:
         with _translated(self._path):
             return int(self._db.execute("SELECT count(*) FROM files WHERE kind = ?", (FILE_NUMBER,)).fetchone()[0])
 
+    def count_files_and_bytes(self) -> tuple[int, int]:
+        with _translated(self._path):
+            query = "SELECT count(*), coalesce(sum(size), 0) FROM files WHERE kind = ?"
+            files, size = self._db.execute(query, (FILE_NUMBER,)).fetchone()
+        return int(files), int(size)
+
     def refresh(self, rows: Iterable[tuple[Entry, bool]]) -> None:
         """Take over stat fields of paths whose content and metadata are what the run log says already."""
         with self._transaction():
@@ -335,10 +341,12 @@ class State:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite may have done that itself.
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
 
 _PUT_FILE = "INSERT OR REPLACE INTO files"

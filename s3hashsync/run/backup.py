@@ -19,7 +19,6 @@ from s3hashsync.core.plan import Plan, PlanHeader, Problem, SourceHeader, Step, 
 from s3hashsync.disk.scratch import Scratch
 from s3hashsync.disk.seals import SealFiles
 from s3hashsync.disk.state import State
-from s3hashsync.disk.state_rows import FILE_NUMBER
 from s3hashsync.errors import Locked, Refused, S3HashSyncError, UsageError
 from s3hashsync.run.candidates import SourceFiles
 from s3hashsync.run.executor import RunContext, SourceExecutor
@@ -279,7 +278,7 @@ def _apply_source(
         strict=options.strict,
     )
     executor = SourceExecutor(context)
-    with _accounted(lease, session.state, header):
+    with _accounted(lease, session.state):
         try:
             executor.run(steps)
         finally:
@@ -296,7 +295,7 @@ def _apply_source(
 
 
 @contextmanager
-def _accounted(lease: Lease, state: State, header: SourceHeader) -> Iterator[None]:
+def _accounted(lease: Lease, state: State) -> Iterator[None]:
     """Says at the end what the source holds by now, also where the run is cut short."""
     try:
         yield
@@ -304,19 +303,11 @@ def _accounted(lease: Lease, state: State, header: SourceHeader) -> Iterator[Non
         # A store that does not answer is not asked once more.
         if not error.transient:
             with suppress(S3HashSyncError):
-                lease.finish(*_held(state, header), whole=False)
+                lease.finish(*state.count_files_and_bytes(), whole=False)
         raise
     with suppress(Locked):
         # Whoever has taken the source over since says what it holds.
-        lease.finish(*_held(state, header), whole=True)
-
-
-def _held(state: State, header: SourceHeader) -> tuple[int, int]:
-    """How many files, and how many bytes. Most often the plan has counted them."""
-    files = state.count_files()
-    if files == header.files:
-        return files, header.files_bytes
-    return files, sum(row.size for row in state.rows() if row.kind == FILE_NUMBER)
+        lease.finish(*state.count_files_and_bytes(), whole=True)
 
 
 def _lease(job: Job, session: Session, header: SourceHeader, options: ApplyOptions) -> Lease:

@@ -35,6 +35,7 @@ from s3hashsync.disk.state import OpenAttempt, OpenPack, State
 from s3hashsync.errors import Archived, ChangedUnderfoot, Corrupt, Incomplete, Interrupted, Missing, S3HashSyncError
 from s3hashsync.run.candidates import Candidate, SourceFiles
 from s3hashsync.run.encoding import RunningCheck, check_opens, encoded, encoded_stream
+from s3hashsync.run.frames import failing
 from s3hashsync.run.keyring import Seal
 from s3hashsync.run.ledger import REV_BYTES, Supply
 from s3hashsync.run.packing import Pack, PackedContent
@@ -159,6 +160,9 @@ class Uploader:
         self._state.mark_pack(OpenPack(pack.id, attempt, pack.checksum, pack.encoding, now, _members(pack, needed)))
         self._write_item(pack, attempt)
         stored = self._objects.put(pack_stem(pack.id), pack.body, Attempt(attempt, self._settings.storage_class))
+        if stored.checksum.startswith("sha256:") and stored.checksum != pack.checksum:
+            # It was read once more for this, and not as it was when it was opened again.
+            raise failing("what was stored is another one")
         self._objects.barrier()
         with self._tally_lock:
             self.tally.objects += 1

@@ -275,10 +275,11 @@ class Folder:
 
     def note(self, folder: str) -> None:
         """Something in `folder` changed: the next barrier makes it durable."""
-        self._unsynced = True
         if not self.batch:
             with self._lock:
                 self._unsynced_folders.add(folder)
+        # Last: a barrier of another thread takes back the flag first, and then the folders.
+        self._unsynced = True
 
     def sync_folders(self, folders: set[str]) -> None:
         """Make the names in `folders`, and the folders themselves, durable now."""

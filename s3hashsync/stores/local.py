@@ -77,23 +77,22 @@ class LocalObjects:
         path = _path_of(stem, attempt.id)
         if path is None:
             raise ValueError(f"not an attempt id: {attempt.id!r}")
-        pieces = pieces_of(body)
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
         with self._folder.translating(f"write {stem}"):
-            if self._write(path, pieces, digest.digest()):
-                return Stored(attempt.id, sum(map(len, pieces)), _checksum(digest.digest()))
-        return self._first_one(stem, attempt.id)
+            stored = self._write(path, pieces_of(body), attempt)
+        return stored or self._first_one(stem, attempt.id)
 
-    def _write(self, path: str, pieces: Sequence[bytes], digest: bytes) -> bool:
-        """False when the name is taken. The batch's durability is the barrier's."""
+    def _write(self, path: str, pieces: Sequence[bytes], attempt: Attempt) -> Stored | None:
+        """None when the name is taken. The batch's durability is the barrier's. The checksum is that of the very bytes that were
+        written."""
+        digest, size = hashlib.sha256(), 0
         folder = os.path.dirname(path)
         fd, temporary = self._folder.temporary(folder)
         try:
             for piece in pieces:
+                digest.update(piece)
+                size += len(piece)
                 write_all(fd, piece)
-            self._folder.seal(fd, digest)
+            self._folder.seal(fd, digest.digest())
             placed = self._folder.place(temporary, path)
         except BaseException:
             self._folder.remove(temporary)
@@ -101,7 +100,7 @@ class LocalObjects:
         finally:
             os.close(fd)
         self._folder.note(folder)
-        return placed
+        return Stored(attempt.id, size, _checksum(digest.digest())) if placed else None
 
     def _first_one(self, stem: str, attempt_id: str) -> Stored:
         """What an earlier put with this attempt id left."""
