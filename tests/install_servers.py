@@ -101,6 +101,12 @@ def install_dynamodb_local() -> str | None:
     return None
 
 
+def check_stock_tools() -> str | None:
+    """What recovery is tested with, from the distribution."""
+    missing = [tool for tool in ("bash", "jq", "openssl", "tar", "zstd") if shutil.which(tool) is None]
+    return f"recovery without the program: needs {', '.join(missing)} (apt install {' '.join(missing)})" if missing else None
+
+
 def check_ministack() -> str | None:
     if ministack_program() is None:
         return "ministack: install the development dependencies (`make install`)"
@@ -108,7 +114,7 @@ def check_ministack() -> str | None:
 
 
 def main() -> int:
-    found = (install_versitygw(), install_age(), install_aws(), install_dynamodb_local(), check_ministack())
+    found = (install_versitygw(), install_age(), install_aws(), install_dynamodb_local(), check_stock_tools(), check_ministack())
     missing = [why for why in found if why]
     for why in missing:
         print(f"error: {why}", file=sys.stderr)
