@@ -14,13 +14,16 @@ which makes the next program that creates many files pay fourfold for each.
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -35,13 +38,14 @@ REPEATS = {UNCHANGED: 3}
 SETTLED = 62.0
 """Seconds after which a file's time of change is believed: before that every careful program reads it again."""
 
+_LOOK_EVERY = 0.05
 FLOORS = ((FIRST, "wall", 1.2), (FIRST, "memory", 1.2), (UNCHANGED, "wall", 2.0))
 SIZE_FLOOR = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one command took: seconds, and bytes of memory at its highest."""
+    """What one command took: seconds, and bytes of memory at its highest, all its processes together."""
 
     wall: float
     cpu: float
@@ -77,13 +81,47 @@ def run(call: Call, log: str) -> Cost:
             stdout=output,
             stderr=output,
         )
-        _, status, usage = os.wait4(child.pid, 0)
+        with _peaks(child.pid) as peaks:
+            _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{' '.join(call.command)}: exit {child.returncode}\n{_tail(log)}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss * unit, sum(peaks.values())))
+
+
+@contextmanager
+def _peaks(pid: int) -> Iterator[Mapping[int, int]]:
+    """The peak (bytes) of that process and of each one below it, where /proc tells. What two of them share counts twice, so the
+    sum is never too small."""
+    peaks: dict[int, int] = {}
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_EVERY):
+            for process in _family(pid):
+                with suppress(OSError), open(f"/proc/{process}/status", encoding="ascii", errors="replace") as lines:
+                    # One that has ended, and waits to be noticed, says nothing any more.
+                    for line in lines:
+                        if line.startswith("VmHWM:"):
+                            peaks[process] = int(line.split()[1]) << 10
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for listed in glob.glob(f"/proc/{pid}/task/*/children"):
+        with suppress(OSError), open(listed, encoding="ascii") as children:
+            for child in children.read().split():
+                yield from _family(int(child))
 
 
 def _tail(log: str) -> str:

@@ -87,14 +87,19 @@ def batches(steps: Iterable[Step], packer: Packer | None, stored: Iterable[Conte
 
 
 def parts(steps: list[Step]) -> Iterator[list[Step]]:
-    """A batch with a pack has more steps than need to be in work at once; those of one content stay together."""
-    start = 0
-    while start < len(steps):
-        end = min(start + PART_STEPS, len(steps))
-        while end < len(steps) and (hash_ := content_of(steps[end])) is not None and hash_ == content_of(steps[end - 1]):
-            end += 1
-        yield steps[start:end]
-        start = end
+    """A batch with a pack has more steps than need to be in work at once; those of one content stay together. The list is used
+    up: the next batch is being made, and takes the memory of what is done."""
+    steps.reverse()
+    while steps:
+        part = [steps.pop()]
+        while steps and (len(part) < PART_STEPS or _continues(part[-1], steps[-1])):
+            part.append(steps.pop())
+        yield part
+
+
+def _continues(step: Step, following: Step) -> bool:
+    hash_ = content_of(step)
+    return hash_ is not None and hash_ == content_of(following)
 
 
 def content_of(step: Step) -> ContentHash | None:

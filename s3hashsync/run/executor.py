@@ -56,7 +56,9 @@ from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.uploads import Uploader
 
-SEGMENT_STEPS = 10_000
+SEGMENT_STEPS = 5_000
+"""What waits for its segment lies in memory, about 1 KB a step."""
+
 CHECKPOINT_FLOOR = 1000
 
 
