@@ -84,6 +84,7 @@ class House:
     encryption: bool = False
     identity: bool = False
     pack: PackSettings | None = None
+    verify: bool = True
     stop: Stop = field(default_factory=Stop)
     seeds: Iterator[int] = field(default_factory=lambda: itertools.count(2))
 
@@ -227,6 +228,7 @@ class House:
             mass_change_share=1.0,
             mass_change_files=1 << 40,
             log_interval_seconds=self.log_interval,
+            verify_uploads=self.verify,
         )
 
     def source_settings(self) -> SourceSettings:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,11 @@ from s3hashsync.core.plan import StoreContent
 from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import S3HashSyncError
 from s3hashsync.run import backup, candidates, frames, packing, rehash, uploads
+from s3hashsync.run.encoding import encoded, encoded_stream
 from s3hashsync.run.frames import DoesNotOpen
 from s3hashsync.run.helper import Helper
+from s3hashsync.run.keyring import Seal
+from s3hashsync.stores.local import SINGLE_PUT_LIMIT
 from tests.faulty import Crash, Fault, FaultPlan, Operation, Rule, on
 from tests.harness import House, as_they_are, fast_folder
 from tests.test_crash import PACKED, assert_restorable, assert_stored_once, copies_of_contents, run_under, state_under, under
@@ -383,6 +386,43 @@ def test_small_and_large_contents_of_one_plan(house: House) -> None:
 
 
 # What goes wrong on this machine
+
+
+@pytest.mark.parametrize("encryption", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "not verified"])
+@pytest.mark.parametrize("size", [1_000, SINGLE_PUT_LIMIT + 1], ids=["in one piece", "in parts"])
+def test_an_object_that_does_not_open_again_is_not_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, size: int, verify: bool, encryption: bool
+) -> None:
+    def other(chunks: Iterable[bytes], size: int, seal: Seal | None) -> Iterator[bytes]:
+        return encoded_stream((chunk[::-1] for chunk in chunks), size, seal)
+
+    monkeypatch.setattr(uploads, "encoded", lambda content, seal: encoded(content[::-1], seal))
+    monkeypatch.setattr(uploads, "encoded_stream", other)
+    house = House(folder, encryption=encryption, verify=verify).init()
+    house.write("a", random.Random(1).randbytes(size))
+    done = house.backup()
+    assert [problem.path for problem in done.problems] == ([b"a"] if verify else [])
+    assert (len(house.records()), len(house.stored_versions())) == ((0, 0) if verify else (1, 1))
+    if verify:
+        assert "does not open to what was read" in done.problems[0].message
+        monkeypatch.undo()
+        assert_all_well(house)
+
+
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "not verified"])
+def test_a_pack_with_another_content_in_it_is_not_stored(house: House, monkeypatch: pytest.MonkeyPatch, verify: bool) -> None:
+    add = pack.FrameBuilder.add
+    monkeypatch.setattr(pack.FrameBuilder, "add", lambda self, hash_, content: add(self, hash_, content[::-1]))
+    house = house.again(verify=verify)
+    if not verify:
+        assert house.backup().summary.packs == 1
+        return
+    with pytest.raises(DoesNotOpen, match="comes out of it as another one"):
+        house.backup()
+    assert (house.records(), house.stored_versions(), items(house)) == ({}, {}, {})
+    monkeypatch.undo()
+    assert_all_well(house)
 
 
 def test_a_pack_that_is_stored_as_another_one_is_not_named(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
