@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from s3hashsync.core.plan import UpdateMetadata
 from s3hashsync.disk.catalogue import Catalogue
 from s3hashsync.errors import Corrupt, ExitCode, Refused, S3HashSyncError, WrongKey
 from s3hashsync.run import hashing, listing, reindex, segments
+from s3hashsync.run import repository as repositories
 from s3hashsync.run.history import (
     CHANGES,
     CHECKPOINT,
@@ -39,10 +41,11 @@ from s3hashsync.run.ledger import Terms
 from s3hashsync.run.progress import Silent
 from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
+from s3hashsync.run.repository import Segments
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
 from s3hashsync.run.snapshots import find_head, find_point
 from s3hashsync.stores.base import Index, ObjectStore, Write
-from tests.faulty import Fault, FaultPlan, on
+from tests.faulty import Fault, FaultPlan, FaultyObjects, on
 from tests.harness import SOURCE, House, as_they_are, fast_folder
 from tests.test_crash import run_under
 from tests.test_two_hosts import TAKE_OVER, other_machine
@@ -732,3 +735,30 @@ def test_the_host_key_file_of_another_repository_is_refused(tmp_path: Path) -> N
     other.write("f", "precious")
     with pytest.raises(WrongKey, match="another repository"):
         other.again().backup()
+
+
+# Few requests
+
+
+def test_a_segment_is_fetched_once_for_its_header_and_its_lines(house: House) -> None:
+    for number in range(3):
+        house.write(f"later {number}", f"content of {number}")
+        house.again().backup()
+    plan = FaultPlan()
+    house.wrap = lambda objects, index: (FaultyObjects(objects, plan), index)
+    with house.job() as job, planned_restore(job, [SOURCE], RestoreOptions(to=str(house.folder / "out"))) as work:
+        apply_restore(job, work)
+    assert len(os.listdir(house.folder / "out")) == 6
+    fetched = Counter(done.key for done in plan.log if done.name == "objects.read_document" and done.key.startswith("runs/"))
+    assert len(fetched) == 4
+    assert set(fetched.values()) == {1}
+
+
+def test_only_so_many_segments_are_kept_for_their_lines(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repositories, "_SEGMENTS_KEPT", 10)
+    kept = Segments()
+    with house.repository() as repository:
+        key = newest_key(repository.objects, house.source_name)
+        whole = repository.objects.read_document(key)
+        assert [kept.read(repository.objects, key) for _ in range(3)] == [whole] * 3
+    assert kept._kept == {}

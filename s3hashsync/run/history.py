@@ -193,7 +193,7 @@ def read_segment(repository: Repository, key: str) -> tuple[SegmentHeader, Itera
 def _opened(repository: Repository, key: str) -> tuple[SegmentHeader, Iterator[bytes]]:
     """A segment that somebody copied to another key, or from another repository, is genuine in itself: so it says where it
     belongs, and counts nowhere else."""
-    data = repository.objects.read_document(key)
+    data = repository.segments.read(repository.objects, key)
     source = key.removeprefix("runs/").rpartition("/")[0]
     lines = believed_lines(repository.keys, source, key, data)
     header = _parse_header(key, _json(key, next(lines, b"")))

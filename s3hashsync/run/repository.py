@@ -38,6 +38,28 @@ class Identity:
     fingerprint: str = ""
 
 
+class Segments:
+    """Run-log segments that were read for their header, and will be read for their lines: the second time they are taken from
+    here, if they are not too many. They never change, and are checked each time. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+        self._size = 0
+
+    def read(self, objects: ObjectReader, key: str) -> bytes:
+        if (kept := self._kept.pop(key, None)) is not None:
+            self._size -= len(kept)
+            return kept
+        data = objects.read_document(key)
+        if self._size + len(data) <= _SEGMENTS_KEPT:
+            self._kept[key] = data
+            self._size += len(data)
+        return data
+
+
+_SEGMENTS_KEPT = 16 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Repository:
     """An object store and an index that were found to belong together."""
@@ -46,6 +68,7 @@ class Repository:
     objects: ObjectStore
     index: Index
     keys: Keyring = field(default_factory=NoKeys)
+    segments: Segments = field(default_factory=Segments, compare=False, repr=False)
 
 
 def plain_keys(identity: Identity) -> Keyring:

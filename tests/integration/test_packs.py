@@ -101,6 +101,7 @@ def test_many_files_come_back_in_few_gets(filled: Filled) -> None:
     said, asked = filled.restore("docs", "out")
     assert asked["GetObject packs"] <= -(-filled.stored // PACK) + filled.packs
     assert asked["GetObject objects"] == 0
+    assert asked["GetObject runs"] == filled.asked["PutObject runs"], "each segment is fetched once"
     # The headers of packs are read with what follows them, and nothing is read twice.
     assert int(str(said["bytes_fetched"])) <= filled.stored + filled.packs * 64 * 1024
     assert picture(filled.host.base / "out") == picture(filled.host.docs)
