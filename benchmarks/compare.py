@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from programs import Call, Program, found
+from programs import UNVERIFIED, Call, Program, found
 
 PEERS = ("restic", "kopia", "rustic", "borg")
 ANCHOR = "restic"
@@ -255,6 +255,7 @@ def main() -> int:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help=f"one of {', '.join(PEERS)}")
     parser.add_argument("--only", action="append", default=[], choices=PEERS, help="these peers alone")
     parser.add_argument("--against", metavar="DIR", help="another checkout of ourselves, measured too")
+    parser.add_argument("--unverified", action="store_true", help="ourselves with uploads.verify switched off, measured too")
     parser.add_argument("--tree", nargs="+", default=[], metavar="DIR", help="real folders instead of a generated tree")
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -264,7 +265,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when we are slower or larger than promised")
     options = parser.parse_args()
     options.phase = [FIRST, *options.phase] if options.phase else list(PHASES)
-    programs = found(_peers(options.peer), options.only or PEERS, options.against)
+    names = (*(options.only or PEERS), *([UNVERIFIED] if options.unverified else []))
+    programs = found(_peers(options.peer), names, options.against)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.work) as work:
         results = measure(programs, options, work)
     print(f"\n{platform.platform()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n\n{table(programs, results)}")
