@@ -36,7 +36,7 @@ from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
 from s3hashsync.run.uploads import Uploader
-from s3hashsync.stores.base import Index, ObjectStore, Outcome, Write
+from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
 from tests.faulty import CRASHES, Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, at, on
 from tests.harness import SLOW, House, Wrap, as_they_are, fast_folder
@@ -366,6 +366,35 @@ def test_a_pack_that_is_settled_earlier_is_stored_twice(folder: Path, monkeypatc
     monkeypatch.setattr(batches, "PART_STEPS", 1)
     with pytest.raises(AssertionError):
         assert_a_pack_is_taken_up(folder, Fault.CRASH_AFTER)
+
+
+class Found(FaultyObjects):
+    """What is found may have been put by a process without a barrier: a power failure takes it, too, until there is one."""
+
+    def find(self, stem: str, attempt_id: str) -> Stored | None:
+        found = super().find(stem, attempt_id)
+        return None if found is None else self._remember(stem, found)
+
+
+def test_what_is_taken_up_is_durable_before_it_is_named(folder: Path, form: Form) -> None:
+    house = House(folder / "house", **form).init()
+    for name in ("a", "b", "c"):
+        house.write(name, f"content of {name}")
+    run_under(house, FaultPlan([on("objects.put", Fault.CRASH_AFTER)]))
+    kept, number, survived = Kept(house), 0, False
+    while not survived:
+        number += 1
+        house, plan = kept.again(), FaultPlan([at(number, Fault.POWER_FAILURE)])
+        house.wrap = found_under(plan)
+        with state_under(plan), contextlib.suppress(Crash):
+            house.backup()
+        survived = not plan.dead
+        house.again(wrap=as_they_are).assert_safe()
+    assert number > 3
+
+
+def found_under(plan: FaultPlan) -> Wrap:
+    return lambda objects, index: (Found(objects, plan), FaultyIndex(index, plan))
 
 
 # Crash and more: a lost state, an old one, no space, Ctrl-C

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from s3hashsync.codec.age import X25519Identity, new_seal
 from s3hashsync.codec.zstd import encode, encode_stream
 from s3hashsync.core.model import Sha256
 from s3hashsync.errors import Corrupt
 from s3hashsync.run import encoding
-from s3hashsync.run.encoding import RunningCheck, check_opens
+from s3hashsync.run.encoding import RunningCheck, check_opens, encoded
 
 HELLO = Sha256(hashlib.sha256(b"hello").digest())
 
@@ -41,6 +42,20 @@ def test_what_does_not_open_is_found() -> None:
     for body, size in ((encode(b"jello"), 5), (encode(b"hello!"), 5), (encode(b"hello")[:-1], 5), (b"", 5)):
         with pytest.raises(Corrupt, match="does not open to what was read"):
             check_opens(body, None, size, HELLO)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is() -> None:
+    entropy = random.Random(1).randbytes
+    seal = new_seal([X25519Identity.generate(entropy).recipient], entropy)
+    body = encoded(b"hello", seal)
+    check_opens(body, seal, 5, HELLO)
+    for at in range(len(body)):
+        flipped = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        with pytest.raises(Corrupt, match="does not open to what was read"):
+            check_opens(flipped, seal, 5, HELLO)
+    for end in range(len(body)):
+        with pytest.raises(Corrupt, match="does not open to what was read"):
+            check_opens(body[:end], seal, 5, HELLO)
 
 
 def out_of_memory(*_: object) -> Iterator[bytes]:

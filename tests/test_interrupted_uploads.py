@@ -329,3 +329,40 @@ def test_a_folder_begins_anew_and_keeps_no_seal(folder: Path, monkeypatch: pytes
     assert (done.summary.objects_put, done.problems) == (1, [])
     house.again().assert_converged()
     assert_restorable(house.again())
+
+
+def test_a_part_that_is_another_one_ends_the_seal(house: S3House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store holds was sealed with it, and is not what would be sent now: it may not seal both."""
+    house = die(house, "upload.write_part", Fault.CRASH_AFTER, 2)
+    assert house.server is not None
+    (before,) = house.seal_files.values()
+    (upload,) = house.server.list_multipart_uploads(Bucket=house.bucket)["Uploads"]
+    where = {"Bucket": house.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+    house.server._client.upload_part(**where, PartNumber=2, Body=random.Random(2).randbytes(PART))
+    after: list[bytes] = []
+    keep = seals.SealFiles.keep
+
+    def noted(files: seals.SealFiles, *what: Any) -> None:
+        keep(files, *what)
+        after.extend(house.seal_files.values())
+
+    monkeypatch.setattr(seals.SealFiles, "keep", noted)
+    assert house.backup().problems == []
+    assert (house.server.begun, house.server.aborted) == (2, 1)
+    assert len(after) == 1
+    assert before not in after
+    assert_stored(house)
+
+
+def test_a_file_that_changes_while_it_is_sent_leaves_no_seal(house: S3House, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Server.upload_part
+
+    def upload_part(server: Server, **request: Any) -> Any:
+        os.utime(house.source / "large", (request["PartNumber"], 7))
+        return send(server, **request)
+
+    monkeypatch.setattr(Server, "upload_part", upload_part)
+    assert [problem.path for problem in house.backup().problems] == [b"large"]
+    assert house.server is not None
+    assert (house.seal_files, house.server.aborted) == ({}, 1)
+    assert house.server.list_multipart_uploads(Bucket=house.bucket).get("Uploads", []) == []

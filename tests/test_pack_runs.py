@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -20,15 +21,19 @@ from s3hashsync.core.model import Control, PackAt, RecordState, pack_key
 from s3hashsync.core.plan import StoreContent
 from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import S3HashSyncError
-from s3hashsync.run import backup, candidates, frames, packing, rehash, uploads
+from s3hashsync.run import backup, candidates, encoding, frames, helper, packing, rehash, uploads
 from s3hashsync.run.encoding import encoded, encoded_stream
 from s3hashsync.run.frames import DoesNotOpen
 from s3hashsync.run.helper import Helper
 from s3hashsync.run.keyring import Seal
+from s3hashsync.stores.base import Attempt, Body, Stored
 from s3hashsync.stores.local import SINGLE_PUT_LIMIT
-from tests.faulty import Crash, Fault, FaultPlan, Operation, Rule, on
+from tests.faulty import Crash, Fault, FaultPlan, FaultyObjects, Operation, Rule, on
 from tests.harness import House, as_they_are, fast_folder
 from tests.test_crash import PACKED, assert_restorable, assert_stored_once, copies_of_contents, run_under, state_under, under
+
+ZSTD = bytes.fromhex("28b52ffd")
+"""How a frame begins."""
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -332,6 +337,56 @@ def test_no_file_of_a_pack_outlives_its_process(house: House) -> None:
     ]
 
 
+# Many packs
+
+
+@pytest.fixture
+def many(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+    """Six packs of two members, and nothing else."""
+    monkeypatch.setattr(packing, "MEMBERS", 2)
+    monkeypatch.setattr(pack, "FRAME_BYTES", 1)
+    for number in range(12 - len(NAMES)):
+        house.write(f"{number}", f"content {number}")
+    return house
+
+
+def test_one_pack_is_on_its_way_at_a_time(many: House) -> None:
+    under_way: list[str] = []
+    most = 0
+
+    class Slow(FaultyObjects):
+        def put(self, stem: str, body: Body, attempt: Attempt) -> Stored:
+            nonlocal most
+            under_way.append(stem)
+            most = max(most, len(under_way))
+            time.sleep(0.02)
+            try:
+                return super().put(stem, body, attempt)
+            finally:
+                under_way.remove(stem)
+
+    many.wrap = lambda objects, index: (Slow(objects, FaultPlan()), index)
+    assert many.backup().summary.packs == 6
+    assert most == 1
+
+
+def test_a_pack_that_is_named_is_not_remembered(many: House) -> None:
+    many = many.again(log_interval=0)
+    run_under(many, FaultPlan([on("objects.put", Fault.CRASH_BEFORE, 6)]))
+    with many.state() as state:
+        assert len(state.open_packs()) <= 3
+
+
+def test_every_object_and_pack_has_a_seal_of_its_own(many: House) -> None:
+    for number in range(3):
+        many.write(f"large {number}", random.Random(number).randbytes(1 << 20))
+    many.backup()
+    stored = many.folder / "repository"
+    files = [path for top in ("objects", "packs") for path in (stored / top).rglob("*") if path.is_file()]
+    headers = [path.read_bytes().partition(b"\n---")[0] for path in files]
+    assert len(set(headers)) == len(headers) == 9
+
+
 # Packs on, off, and of another size
 
 FORMS = [None, PackSettings(1 << 20, 1 << 20), PackSettings(60, 1 << 20), PackSettings(1 << 20, 50), None]
@@ -408,6 +463,54 @@ def test_an_object_that_does_not_open_again_is_not_stored(
         assert "does not open to what was read" in done.problems[0].message
         monkeypatch.undo()
         assert_all_well(house)
+
+
+BROKEN = (
+    "from s3hashsync.codec.pack import Uncompressed;"
+    "right = Uncompressed.compress;"
+    "flip = lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:];"
+    "Uncompressed.compress = lambda taken: flip(right(taken));"
+)
+"""What a faulty processor does, in the helper as well."""
+
+
+class Flipping(Spool):
+    """A faulty disk."""
+
+    def append(self, piece: Any) -> None:
+        super().append(bytes([piece[0] ^ 4]) + bytes(piece[1:]))
+
+
+@pytest.mark.parametrize("helped", [False, True], ids=["threads", "helper"])
+@pytest.mark.parametrize("where", ["processor", "disk"])
+def test_a_run_opens_its_packs_again(house: House, monkeypatch: pytest.MonkeyPatch, where: str, helped: bool) -> None:
+    if where == "disk":
+        monkeypatch.setattr(packing, "Spool", Flipping)
+    else:
+        monkeypatch.setattr(pack.Uncompressed, "compress", pack.Uncompressed.compress)
+        exec(BROKEN, {})
+        monkeypatch.setattr(helper, "_START", helper._START.replace("serve()", f"{BROKEN} serve()"))
+    monkeypatch.setattr(rehash, "WORTH_IT", 1)
+    with closing(Helper()) as other_process, house.job() as job:
+        job = replace(job, helper=other_process if helped else None)
+        with backup.planned(job) as work, pytest.raises(DoesNotOpen):
+            backup.apply(job, work, backup.ApplyOptions())
+    assert (house.records(), house.stored_versions(), items(house)) == ({}, {}, {})
+    monkeypatch.undo()
+    assert_all_well(house)
+
+
+def test_a_pack_that_has_lost_its_last_frame_is_not_stored(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lossy(pieces: Iterator[bytes], seal: Seal | None) -> Iterator[bytes]:
+        whole = b"".join(encoding.opened_again(pieces, seal))
+        end = pack.end_frame()
+        return iter((whole[: whole.rindex(ZSTD, 0, -len(end))], end))
+
+    monkeypatch.setattr(pack, "FRAME_BYTES", 1)
+    monkeypatch.setattr(packing, "opened_again", lossy)
+    with pytest.raises(DoesNotOpen, match="does not end as it should"):
+        house.backup()
+    assert house.records() == {}
 
 
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "not verified"])

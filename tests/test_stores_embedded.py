@@ -141,6 +141,22 @@ def test_a_torn_file_is_not_found(store: LocalObjects, folder: Path) -> None:
         store.put(STEM, b"a body", Attempt("aa", ""))
 
 
+def test_what_is_found_is_made_durable_by_the_next_barrier(
+    store: LocalObjects, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever put it may have died before its own."""
+    store.put(STEM, b"body", Attempt("aa", ""))
+    after = LocalObjects(str(folder))
+    synced: list[bool] = []
+    sync = after._folder._sync
+    monkeypatch.setattr(after._folder, "_sync", lambda: (synced.append(True), sync()))
+    after.barrier()
+    assert not synced
+    assert after.find(STEM, "aa") is not None
+    after.barrier()
+    assert synced
+
+
 def test_a_barrier_that_failed_never_succeeds(store: LocalObjects, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system drops pages it could not write: a second sync would have nothing to report."""
 

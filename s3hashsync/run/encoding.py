@@ -100,19 +100,24 @@ class _Opening:
 
 
 def opened_again(pieces: Iterator[bytes], seal: Seal | None) -> Iterator[bytes]:
-    """What was sealed, out of the stored bytes."""
+    """What was sealed, out of the stored bytes. The key is the seal's own, and not taken out of the header: which, then,
+    must be the seal's to the byte, for nobody else could open the file without it."""
     if seal is None:
         return pieces
-    payload = seal.payload()
+    head = seal.header + seal.nonce
 
     def body() -> Iterator[bytes]:
-        left = payload.body_start
+        left = head
         for piece in pieces:
-            if len(piece) > left:
-                yield piece[left:] if left else piece
-            left = max(0, left - len(piece))
+            if left:
+                here = left[: len(piece)]
+                if not piece.startswith(here):
+                    raise Corrupt("its header is another one")
+                left, piece = left[len(here) :], piece[len(here) :]
+            if piece:
+                yield piece
 
-    return payload.decrypt(body())
+    return seal.payload().decrypt(body())
 
 
 def _failing(what: str) -> Corrupt:
