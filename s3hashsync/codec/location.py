@@ -27,11 +27,10 @@ _SAFE = "".join(chr(c) for c in range(33, 127) if chr(c) not in "%:")
 
 
 def encode_location(location: Location) -> str:
-    match location:
-        case ObjectAt(version):
-            return f"1o:{_quoted(version)}"
-        case PackAt(pack, version, frame_offset, frame_length, offset):
-            return f"1p:{_quoted(pack)}:{_quoted(version)}:{frame_offset}:{frame_length}:{offset}"
+    if isinstance(location, PackAt):
+        in_pack = _in_pack(location.pack, location.version)
+        return f"{in_pack}{location.frame_offset}:{location.frame_length}:{location.offset}"
+    return f"1o:{_quoted(location.version)}"
 
 
 def decode_location(text: str) -> Location:
@@ -112,9 +111,13 @@ def _digits(number: int, level: int) -> str:
     return f"{number:0{level}x}" if level else ""
 
 
-@lru_cache(4096)
+@lru_cache(1024)
+def _in_pack(pack: str, version: str) -> str:
+    """Remembered: the contents of one pack all have the same."""
+    return f"1p:{_quoted(pack)}:{_quoted(version)}:"
+
+
 def _quoted(text: str) -> str:
-    """Remembered: the contents of one pack all name the same two."""
     return quote(text, safe=_SAFE)
 
 
