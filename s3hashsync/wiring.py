@@ -19,7 +19,7 @@ from s3hashsync.errors import Denied, Missing, NoRepository, Refused, StoreError
 from s3hashsync.run.backup import Job
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
 from s3hashsync.run.helper import Helper
-from s3hashsync.run.identities import Unlocking, opener_finder
+from s3hashsync.run.identities import Unlocking, is_named, opener_finder
 from s3hashsync.run.keyring import Keyring, NoKeys
 from s3hashsync.run.keys import RepositoryKeys, check_setting
 from s3hashsync.run.lease import all_sources
@@ -260,6 +260,11 @@ def keys_of(
     check_pins(place, about)
     check_setting(config, about)
     if about.encryption == PLAIN:
+        if config.encryption is None and is_named(environ, unlocking):
+            raise WrongKey(
+                f"an identity was given, and the repository at {place.url} says that nothing is encrypted",
+                "was it exchanged? if it never was encrypted, write encryption: off",
+            )
         return NoKeys()
     return RepositoryKeys(objects, about, place, opener_finder(config, environ, unlocking), os.urandom)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from s3hashsync.run.backup import planned
+from s3hashsync.run.saved_plan import save
+from tests.harness import House
 from tests.program import Program
 
 
@@ -152,6 +155,16 @@ def test_a_saved_plan_is_private_does_what_it_says_and_goes_stale(ready: Program
     ready("apply", "p.plan")
     assert [line["path"] for line in ready.lines("ls", "docs")] == ["a.txt"]
     assert "stale" in ready("apply", "p.plan", code=4).stderr
+
+
+def test_a_saved_plan_is_written_into_nothing_that_lies_there(tmp_path: Path) -> None:
+    victim, plan = tmp_path / "victim", tmp_path / "p.plan"
+    victim.write_text("precious")
+    (tmp_path / f"p.plan.{os.getpid()}.tmp").symlink_to(victim)
+    with House(tmp_path / "house").init().job() as job, planned(job) as work:
+        save(work.plan, str(plan))
+    assert victim.read_text() == "precious"
+    assert (plan.is_symlink(), plan.stat().st_mode & 0o777) == (False, 0o600)
 
 
 def test_a_saved_plan_that_is_cut_or_no_plan_is_refused(ready: Program) -> None:

@@ -183,6 +183,20 @@ def test_whether_it_is_encrypted_is_fixed(ready: Sealed, command: tuple[str, ...
     assert "hint:" in done.stderr
 
 
+def test_whoever_gives_an_identity_expects_encryption(sealed: Sealed) -> None:
+    """A new machine knows nothing of the repository: one without encryption may have taken its place."""
+    sealed.write_encryption("")
+    sealed("init")
+    sealed("apply", "--yes")
+    restore = ("restore", "docs", "--to", "out")
+    for words, env in (((*restore, "--identity", "ann.txt"), {}), (restore, {"S3HASHSYNC_PASSPHRASE": WORD})):
+        assert "says that nothing is encrypted" in sealed(*words, code=12, env=env).stderr
+    assert not (sealed.base / "out").exists()
+    config = sealed.base / "backup.yaml"
+    config.write_text(config.read_text().replace("host:", "encryption: off\nhost:"))
+    sealed(*restore, env={"S3HASHSYNC_PASSPHRASE": WORD})
+
+
 @pytest.mark.parametrize("command", [("init",), ("plan",), ("restore", "docs", "--to", "out"), ("rebuild", "--index", "--yes")])
 def test_a_plain_repository_stays_plain(sealed: Sealed, command: tuple[str, ...]) -> None:
     sealed.write_encryption("")

@@ -37,7 +37,7 @@ from s3hashsync.codec.key_files import (
     render_source,
 )
 from s3hashsync.config.model import PackSettings
-from s3hashsync.core.model import Sha256
+from s3hashsync.core.model import Rev, Sha256
 from s3hashsync.disk.host_key import PrivateFile
 from s3hashsync.errors import Corrupt, Refused, S3HashSyncError, UsageError, WrongKey
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
@@ -45,9 +45,9 @@ from s3hashsync.run.key_health import check_writable, key_faults, unlisted
 from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.pins import HostPlace, check_pins
 from s3hashsync.run.recipients import Wanted, begin_change, change_recipients, difference
-from s3hashsync.run.repository import Identity, initialise, read_identity
+from s3hashsync.run.repository import Identity, control_item, initialise, read_identity
 from s3hashsync.run.unlock import Opener, opener_from, unlock
-from s3hashsync.stores.base import ObjectStore
+from s3hashsync.stores.base import ObjectStore, Write
 from s3hashsync.stores.local import LocalObjects
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
 from s3hashsync.stores.sqlite import SqliteIndex
@@ -668,6 +668,7 @@ def test_a_repository_that_suddenly_says_otherwise_is_refused(folder: Path) -> N
         replace(about, fingerprint="00" * 10),
         replace(about, encryption="off", fingerprint=""),
         replace(about, id="cd" * 16),
+        replace(about, versions="store"),
     ):
         with pytest.raises(WrongKey) as caught:
             check_pins(place.host("here"), other)
@@ -678,6 +679,25 @@ def test_a_repository_that_suddenly_says_otherwise_is_refused(folder: Path) -> N
     elsewhere = replace(place.host("here"), url="s3://elsewhere")
     check_pins(elsewhere, about)
     check_pins(elsewhere, replace(about, id="cd" * 16, encryption="off"))
+
+
+def test_a_host_key_file_of_former_days_says_nothing_of_versions(folder: Path) -> None:
+    place = Place(folder)
+    about = place.init("here")
+    (file,) = (folder / "here").glob("*.json")
+    assert '"versions": "suffix"' in file.read_text()
+    file.write_text(file.read_text().replace(' "versions": "suffix",\n', ""))
+    check_pins(place.host("here"), replace(about, versions="store"))
+
+
+@pytest.mark.parametrize("id_", ["/tmp/x", "../x", "", "a/b", "a" * 65])
+def test_what_the_index_calls_the_repository_becomes_no_path(folder: Path, id_: str) -> None:
+    place = Place(folder)
+    with place.stores() as (_, index):
+        index.write([Write(control_item(Identity(id_, "ab" * 8, NOW), Rev(bytes(12))), None)])
+    with pytest.raises(Corrupt, match="is damaged"):
+        place.init("here")
+    assert [path.name for path in folder.iterdir()] == ["repository"]
 
 
 def test_a_named_key_file_belongs_to_one_repository(folder: Path) -> None:

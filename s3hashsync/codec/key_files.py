@@ -268,8 +268,9 @@ class HostSource:
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
-    """What a backup host keeps: enough to write, nothing that opens what is stored. `founding` are the documents of an `init`
-    that has not come to its end, by their keys: until they are gone the file is good for nothing else."""
+    """What a backup host keeps: enough to write, nothing that opens what is stored. `versions` as in `repository.json`, "" where
+    an older version wrote the file. `founding` are the documents of an `init` that has not come to its end, by their keys: until
+    they are gone the file is good for nothing else."""
 
     repository: str
     objects: str
@@ -277,6 +278,7 @@ class HostKey:
     epoch: int
     recipient: X25519Recipient
     hash_key: bytes = field(repr=False)
+    versions: str = ""
     sources: Mapping[str, HostSource] = field(default_factory=dict, repr=False)
     founding: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -291,6 +293,7 @@ class HostKey:
             "epoch": self.epoch,
             "recipient": str(self.recipient),
             "hash_key": self.hash_key.hex(),
+            "versions": self.versions,
             "sources": {name: _host_source(one) for name, one in sorted(self.sources.items())},
         }
         if self.founding:
@@ -312,6 +315,7 @@ def parse_host_key(data: bytes, where: str) -> HostKey:
             epoch=_number(body["epoch"]),
             recipient=X25519Recipient.parse(str(body["recipient"])),
             hash_key=hash_key,
+            versions=str(body.get("versions", "")),
             sources={name: _parsed_host_source(one) for name, one in sources.items()},
             founding={key: base64.b64decode(str(text), validate=True) for key, text in founding.items()},
         )

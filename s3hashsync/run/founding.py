@@ -86,7 +86,7 @@ def found_encrypted(founder: Founder) -> tuple[Identity, bool]:
     with file.locked():
         host = _host(founder, about, file)
         about, new = _published(founder, replace(about, fingerprint=host.fingerprint), host, file)
-        file.replace(replace(host, founding={}).render())
+        file.replace(replace(host, founding={}, versions=about.versions).render())
     return about, new
 
 
@@ -111,7 +111,7 @@ def _finish(founder: Founder, about: Identity) -> None:
     if host is None or not host.founding:
         return
     if _stands(founder.objects, about, host):
-        file.replace(replace(host, founding={}).render())
+        file.replace(replace(host, founding={}, versions=about.versions).render())
     else:
         # Another host's key has won, or the key files were written anew since: `key enroll` finds out with the identity.
         file.remove()

@@ -257,6 +257,7 @@ class RepositoryKeys:
                 epoch=newest.epoch,
                 recipient=newest.identity.recipient,
                 hash_key=unlocked.root.hash_key,
+                versions=self.about.versions,
                 sources=kept,
             )
             self._file.replace(host.render())

@@ -88,6 +88,8 @@ def check_pins(place: HostPlace, about: Identity) -> None:
         elif about.fingerprint != key.fingerprint:
             shown, known = fingerprint_text(about.fingerprint), fingerprint_text(key.fingerprint)
             differs = f"its fingerprint is {shown}, this host knows {known}"
+        elif key.versions not in ("", about.versions):
+            differs = f"it says that versions are kept by {about.versions}, this host knows {key.versions}"
         else:
             continue
         raise WrongKey(

@@ -21,6 +21,9 @@ DOCUMENT = "repository.json"
 ITEM = "repository"
 STORE, SUFFIX = "store", "suffix"
 PLAIN, AGE = "off", "age"
+_HASHES = {PLAIN: "sha256", AGE: "hmac-sha256"}
+_ID = re.compile("[0-9A-Za-z-]{1,64}")
+"""It becomes the name of files on this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,7 @@ def claim(index: Index, now: int, entropy: Callable[[int], bytes]) -> Identity:
         if outcome.written:
             return identity
         item = outcome.found
-    if not isinstance(item, Control) or not item.get("id"):
+    if not isinstance(item, Control) or not _ID.fullmatch(item.get("id")):
         raise Corrupt("the item `repository` of the index is damaged")
     return Identity(item.get("id"), item.get("incarnation"), int(item.get("created", "0")))
 
@@ -181,11 +184,12 @@ def _parse(data: bytes) -> Identity:
             raise KeyError
         if int(body["format"]) > FORMAT:
             raise Corrupt(f"the repository has format {body['format']}, this program knows {FORMAT}", "use a newer s3hashsync")
-        # It becomes the name of files on this host.
-        if not re.fullmatch("[0-9A-Za-z-]{1,64}", str(body["id"])):
+        if not _ID.fullmatch(str(body["id"])) or body["versions"] not in (STORE, SUFFIX):
             raise KeyError
         if body["encryption"] not in (PLAIN, AGE):
             raise Unsupported("the repository is encrypted in a way that this version does not know", "use a newer s3hashsync")
+        if body["hash"] != _HASHES[body["encryption"]]:
+            raise Unsupported("contents are named in a way that this version does not know", "use a newer s3hashsync")
         return Identity(
             id=str(body["id"]),
             incarnation=str(body["incarnation"]),

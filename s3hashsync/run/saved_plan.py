@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from s3hashsync.codec import plan_file
 from s3hashsync.core.plan import Plan, Step
@@ -21,7 +21,10 @@ def save(plan: Plan, path: str) -> None:
     """Write the plan to a file that nobody else can read, atomically."""
     beside = f"{path}.{os.getpid()}.tmp"
     try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # Whatever lies there is not written into: it may be a link, or be open to others.
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "wb") as target:
                 plan_file.write_plan(target, plan.header, plan.problems, plan.steps())

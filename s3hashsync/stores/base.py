@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 
 from s3hashsync.core.model import Item, Rev
 from s3hashsync.core.value import value
+from s3hashsync.errors import Corrupt
 
 
 @value
@@ -84,6 +85,15 @@ class Upload(Protocol):
         """Best effort: an upload that cannot be aborted is left to the lifecycle rule."""
 
 
+SMALL_DOCUMENT = 4 << 20
+
+
+def check_size(key: str, size: int) -> None:
+    """For a document that is about to be read into memory. None but a run-log segment is large."""
+    if size > SMALL_DOCUMENT and not key.startswith("runs/"):
+        raise Corrupt(f"{key} has {size:,} bytes: nobody here wrote that", "restore an older version of it")
+
+
 class ObjectReader(Protocol):
     """Reads versions and documents."""
 
@@ -98,7 +108,7 @@ class ObjectReader(Protocol):
         """O9 The version that a put or upload with this attempt id left at `stem`, or None when it left none."""
 
     def read_document(self, key: str) -> bytes:
-        """O6 The whole document; `Missing` when there is none."""
+        """O6 The whole document; `Missing` when there is none, `Corrupt` when it is larger than any document of its kind."""
 
     def documents(self, prefix: str, after: str = "") -> Iterator[Document]:
         """O7 The documents whose key starts with `prefix` and sorts after `after`, in the order of their keys."""

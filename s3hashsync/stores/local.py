@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from s3hashsync import errors
-from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, pieces_of
+from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, check_size, pieces_of
 from s3hashsync.stores.folder import TEMPORARY, Folder, sync_file, write_all
 from s3hashsync.stores.local_upload import LocalUpload
 
@@ -206,6 +206,7 @@ class LocalObjects:
         with self._folder.reading(key):
             fd = os.open(_checked(key), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder.fd)
             try:
+                check_size(key, os.fstat(fd).st_size)
                 return b"".join(_chunks(fd, 0, None))
             finally:
                 os.close(fd)

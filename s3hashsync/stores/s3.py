@@ -18,7 +18,7 @@ from typing import Any
 
 from s3hashsync.errors import AlreadyThere, Missing, StoreError, Unreachable, Unsupported
 from s3hashsync.stores.aws import status_of, translated
-from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, pieces_of
+from s3hashsync.stores.base import Attempt, Body, Document, Stored, Upload, Version, check_size, pieces_of
 from s3hashsync.stores.s3_upload import MultipartUpload, part_size_for, upload_token, uploaded_parts
 
 SINGLE_PUT_LIMIT = 64 << 20
@@ -120,6 +120,7 @@ class S3Objects:
         with translated(f"reading {self._place(self._prefix + key)}"):
             answer = self._client.get_object(**self._at(self._prefix + key), ChecksumMode="ENABLED")
             with answer["Body"] as body:
+                check_size(key, answer["ContentLength"])
                 return bytes(body.read())
 
     def documents(self, prefix: str, after: str = "") -> Iterator[Document]:

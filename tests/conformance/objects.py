@@ -14,7 +14,7 @@ import pytest
 
 from s3hashsync import errors
 from s3hashsync.core.model import ContentHash, object_stem
-from s3hashsync.stores.base import Attempt, ObjectStore, Version
+from s3hashsync.stores.base import SMALL_DOCUMENT, Attempt, ObjectStore, Version
 
 MakeObjects = Callable[[], ObjectStore]
 
@@ -387,6 +387,16 @@ class ObjectStoreSuite:
         assert store.read_document("keys/empty") == b""
         for key in ["repository.json", "runs/src", "runs/src/2026.1/x"]:
             with pytest.raises(errors.Missing):
+                store.read_document(key)
+
+    def test_o6_what_is_too_large_is_not_read(self, store: ObjectStore) -> None:
+        body = bytes(SMALL_DOCUMENT + 1)
+        for key, is_read in (("keys/recipients.json", False), ("runs/src/2026.1", True)):
+            store.create_document(key, body)
+            if is_read:
+                assert store.read_document(key) == body
+                continue
+            with pytest.raises(errors.Corrupt, match="nobody here wrote that"):
                 store.read_document(key)
 
     def test_o7_documents_are_listed_in_order(self, store: ObjectStore) -> None:
