@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3hashsync.errors import Archived, Unreachable
+from s3hashsync.errors import Archived, StoreError, Unreachable
 from s3hashsync.stores.aws import connect
 from s3hashsync.stores.base import Attempt, ObjectStore
 from s3hashsync.stores.dynamodb import DynamoIndex
@@ -168,3 +168,13 @@ def test_a_role_that_cannot_be_assumed_is_unreachable_not_hidden() -> None:
     chosen = dataclasses.replace(settings(nowhere), role_arn="arn:aws:iam::0:role/x", sts_endpoint=nowhere)
     with pytest.raises(Unreachable):
         S3Objects(connect(chosen).s3(), "any").read_document("repository.json")
+
+
+def test_a_version_that_another_put_would_replace_is_not_found(ministack: str) -> None:
+    """In a bucket that keeps no versions, contrary to what `repository.json` says, everything has the version "null"."""
+    client, bucket = connect(settings(ministack)).s3(), f"plain-{secrets.token_hex(6)}"
+    client.create_bucket(Bucket=bucket)
+    store = S3Objects(client, bucket, "home", versioned=True)
+    with pytest.raises(StoreError):
+        store.put(STEM, b"body", Attempt("a1", "STANDARD"))
+    assert store.find(STEM, "a1") is None

@@ -23,7 +23,15 @@ from s3hashsync.disk.scratch import Scratch
 from s3hashsync.disk.state_rows import FILE_NUMBER, Row, kind_of, number_of, wrapped
 from s3hashsync.disk.tree import Item, Seen, Undecided, Unreadable, WalkOptions, is_below, walk, why
 from s3hashsync.errors import ChangedUnderfoot
-from s3hashsync.run.gathering import Found, Gathering, entry_is_racy, unreadable, written_again
+from s3hashsync.run.gathering import (
+    REFRESHED,
+    Found,
+    Gathering,
+    entry_is_racy,
+    take_over_stats,
+    unreadable,
+    written_again,
+)
 from s3hashsync.run.guards import MountPoints, check_inside, check_source
 from s3hashsync.run.rehash import Rehash
 from s3hashsync.stores.base import IndexReader
@@ -63,9 +71,10 @@ def gather(g: Gathering, head: str) -> tuple[SourceHeader, list[Problem]]:
     with Rehash(g, found) as rehash:
         for batch in _batches(_compare(g, found)):
             rehash.meanwhile(g.scratch.add(batch))
+            take_over_stats(g, found, REFRESHED)
             g.stop.check()
         rehash.finish()
-    g.state.refresh(found.refresh)
+    take_over_stats(g, found)
     header = SourceHeader(
         name=g.source.name,
         root=g.source.path,

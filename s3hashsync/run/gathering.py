@@ -56,6 +56,17 @@ class Found:
     refresh: list[tuple[Entry, bool]] = field(default_factory=list)
 
 
+REFRESHED = 5000
+"""So many paths of which nothing but the stat is new wait in memory."""
+
+
+def take_over_stats(g: Gathering, found: Found, most: int = 0) -> None:
+    """Into the state, as soon as they are more than `most`: these paths are behind the walk."""
+    if len(found.refresh) > most:
+        g.state.refresh(found.refresh)
+        found.refresh.clear()
+
+
 def written_again(g: Gathering, key: bytes) -> tuple[Change, bool] | None:
     """The name of this path written again under the content that the state has for it; False: it needs no hashing."""
     known = g.state.get(key)

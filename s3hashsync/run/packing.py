@@ -139,6 +139,9 @@ class Packer:
             self._making.start(self._pool)
         self._making.feed(self._wanted, self._tar)
         self._wanted, self._tar = [], 0
+        if self._dropped.is_set():
+            # Whoever dropped it may have looked a moment before it was begun.
+            self._making.end()
 
     def close(self) -> Future[Pack]:
         """The pack, as soon as it is stored. `DoesNotOpen` when what was made is not what was read: then this machine fails."""

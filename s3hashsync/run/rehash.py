@@ -18,7 +18,7 @@ from s3hashsync.core.plan import Problem
 from s3hashsync.core.value import value
 from s3hashsync.disk.metadata import same_metadata
 from s3hashsync.disk.scratch import ToHash
-from s3hashsync.run.gathering import Found, Gathering, entry_is_racy, written_again
+from s3hashsync.run.gathering import REFRESHED, Found, Gathering, entry_is_racy, take_over_stats, written_again
 from s3hashsync.run.hashing import FileToHash, HashedFile, hash_files
 from s3hashsync.run.helper import WORTH_IT, folder_of
 
@@ -140,6 +140,7 @@ class Rehash:
         g.scratch.set_hashes(settled.hashes)
         g.scratch.set_verdicts(settled.verdicts)
         g.scratch.forget(settled.forget)
+        take_over_stats(g, self._found, REFRESHED)
         if len(self._remember) >= _REMEMBERED or self._found.bytes_hashed - self._noted >= _REMEMBERED_BYTES:
             g.state.remember_hashes(self._remember)
             self._remember, self._noted = [], self._found.bytes_hashed

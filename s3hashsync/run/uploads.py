@@ -32,7 +32,16 @@ from s3hashsync.core.model import (
 from s3hashsync.core.value import value
 from s3hashsync.disk.seals import SealFiles
 from s3hashsync.disk.state import OpenAttempt, OpenPack, State
-from s3hashsync.errors import Archived, ChangedUnderfoot, Corrupt, Incomplete, Interrupted, Missing, S3HashSyncError
+from s3hashsync.errors import (
+    Archived,
+    ChangedUnderfoot,
+    Corrupt,
+    Denied,
+    Incomplete,
+    Interrupted,
+    S3HashSyncError,
+    StoreError,
+)
 from s3hashsync.run.candidates import Candidate, SourceFiles
 from s3hashsync.run.encoding import RunningCheck, check_opens, encoded, encoded_stream
 from s3hashsync.run.frames import failing
@@ -162,7 +171,8 @@ class Uploader:
         stored = self._objects.put(pack_stem(pack.id), pack.body, Attempt(attempt, self._settings.storage_class))
         if stored.checksum.startswith("sha256:") and stored.checksum != pack.checksum:
             # It was read once more for this, and not as it was when it was opened again.
-            raise failing("what was stored is another one")
+            self._state.forget_packs([pack.id])
+            raise failing("what was stored is another one, which nobody will use")
         self._objects.barrier()
         with self._tally_lock:
             self.tally.objects += 1
@@ -198,11 +208,13 @@ class Uploader:
 
     def _look_for_packs(self) -> None:
         """What a dead process had put into packs and may not have named. A pack counts when it is whole: its checksum was written
-        down before it was put."""
+        down before it was put; and when this index lists its members: otherwise nobody would ask them before it is purged."""
         gone = []
-        for pack in self._state.open_packs():
-            stored = self._objects.find(pack_stem(pack.id), pack.attempt)
-            if stored is None or (stored.checksum.startswith("sha256:") and stored.checksum != pack.checksum):
+        packs = self._state.open_packs()
+        listed = self._index.read([pack_key(pack.id) for pack in packs]) if packs else {}
+        for pack in packs:
+            stored = self._found(pack_stem(pack.id), pack.attempt) if pack_key(pack.id) in listed else None
+            if stored is None or stored.checksum != pack.checksum:
                 gone.append(pack.id)
                 continue
             left = _StoredPack(pack.id, stored.version, pack.encoding, pack.stored_at, adopted=True)
@@ -210,13 +222,22 @@ class Uploader:
         if gone:
             self._state.forget_packs(gone)
 
+    def _found(self, stem: str, attempt: str) -> Stored | None:
+        """What a dead process left under this attempt. What cannot be read is not there: it is stored anew."""
+        try:
+            return self._objects.find(stem, attempt)
+        except StoreError as error:
+            if error.transient or isinstance(error, Denied):
+                raise
+            return None
+
     # Objects
 
     def _adopt(self, earlier: OpenAttempt) -> Supply | None:
         """What an earlier process stored under this attempt, read back before it is believed: after a power failure a file may
         be there with holes. What lies in an archive class, or is encrypted to somebody else, cannot be read, but was checked by
         the store when it came."""
-        found = self._objects.find(object_stem(earlier.hash), earlier.id)
+        found = self._found(object_stem(earlier.hash), earlier.id)
         if found is None:
             return None
         candidate = self.candidates[earlier.hash][0]
@@ -235,7 +256,9 @@ class Uploader:
                 digest.update(chunk)
         except Archived:
             return True
-        except (Corrupt, Missing):
+        except (Corrupt, StoreError) as error:
+            if error.transient or isinstance(error, Denied):
+                raise
             return False
         return digest.digest() == candidate.sha256
 

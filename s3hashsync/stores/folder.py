@@ -263,6 +263,17 @@ class Folder:
         found = self.stat(name)
         return found is not None and stat.S_ISDIR(found.st_mode)
 
+    def is_on_disk(self, fd: int) -> bool:
+        """Whether all of an open file can be written, so that what is read next comes from the disk: after a failed write the
+        system goes on showing the bytes that were meant, until it forgets them."""
+        try:
+            sync_file(fd)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            return False
+        return True
+
     def digest(self, fd: int) -> tuple[int, bytes]:
         """Size and SHA-256 of an open file."""
         hasher, size = hashlib.sha256(), 0

@@ -171,8 +171,9 @@ class LocalObjects:
             with self._folder.reading(path):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder.fd)
                 try:
+                    whole = self._folder.is_on_disk(fd)
                     size, digest = self._folder.digest(fd)
-                    whole = self._folder.is_whole(fd, digest)
+                    whole = whole and self._folder.is_whole(fd, digest)
                 finally:
                     os.close(fd)
         except errors.Missing:

@@ -88,7 +88,8 @@ class S3Objects:
             return self._head(self._content_key(stem, attempt_id), attempt_id, None)
         key = self._prefix + stem
         for version in self._versions_of(key):
-            if version.is_marker:
+            # "null" was given while versions were not kept: another put would take its place.
+            if version.is_marker or version.version == "null":
                 continue
             if stored := self._head(key, attempt_id, version.version):
                 return stored
