@@ -300,6 +300,9 @@ class FaultyObjects:
     def forget_versions(self, key: str) -> None:
         _perform(self._plan, "objects.forget_versions", key, lambda: self._store.forget_versions(key))
 
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        return _stream(self._plan, "objects.past_documents", prefix, self._store.past_documents(prefix))
+
 
 class FaultyIndex:
     """`stores.base.Index` around another one."""

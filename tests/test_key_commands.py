@@ -23,6 +23,7 @@ from s3hashsync.cli.keys import key_command
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity
 from s3hashsync.codec.key_files import digest_of, parse_epoch, parse_recipients
+from s3hashsync.stores.local import LocalObjects
 from tests.program import Program
 
 ROOT = Path(__file__).parent.parent
@@ -490,6 +491,20 @@ def test_a_removal_that_was_cut_short_is_ended_by_the_same_command(ready: Sealed
     ready("key", "remove", ben, "--identity", "ann.txt")
     ready("key", "drill", "--identity", "ben.txt", code=12)
     assert "cut short" not in ready("key", "list").stderr
+
+
+def test_old_versions_that_a_removal_has_left_are_ended_by_the_same_command(
+    ready: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = ["keys/1.1.age", "keys/1.age"]
+    monkeypatch.setattr(LocalObjects, "past_documents", lambda self, prefix: iter(list(old)))
+    monkeypatch.setattr(LocalObjects, "forget_versions", lambda self, key: old.remove(key))
+    for words in ((ready.recipient("eve"),), ("--passphrase",)):
+        old[:] = ["keys/1.1.age", "keys/1.age"]
+        assert "earlier change" in ready("key", "remove", *words, "--identity", "ann.txt").stderr
+        assert old == []
+        ready("key", "remove", *words, "--identity", "ann.txt", code=2)
+    ready("key", "drill", "--identity", "ben.txt")
 
 
 # The key files, as far as a host sees them

@@ -39,7 +39,7 @@ from s3hashsync.codec.key_files import (
 from s3hashsync.config.model import PackSettings
 from s3hashsync.core.model import Rev, Sha256
 from s3hashsync.disk.host_key import PrivateFile
-from s3hashsync.errors import Corrupt, Refused, S3HashSyncError, UsageError, WrongKey
+from s3hashsync.errors import Corrupt, Denied, Incomplete, Missing, Refused, S3HashSyncError, UsageError, WrongKey
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
 from s3hashsync.run.key_health import check_writable, key_faults, unlisted
 from s3hashsync.run.keys import RepositoryKeys
@@ -1066,6 +1066,62 @@ def test_old_versions_of_the_keys_are_gone_from_a_bucket(ministack: str, folder:
     assert old not in [body for _, body in left]
     with pytest.raises(WrongKey):
         unlock(store, about, opener(second))
+
+
+class Versioned:
+    """A bucket with versions around a folder, as far as documents go: keeps what each was before. `stop`: what becomes of whoever
+    wants to delete that."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.old: dict[str, list[bytes]] = {}
+        self.stop: type[Exception] | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def _keep(self, key: str) -> None:
+        with contextlib.suppress(Missing):
+            self.old.setdefault(key, []).append(self._store.read_document(key))
+
+    def replace_document(self, key: str, body: bytes) -> None:
+        self._keep(key)
+        self._store.replace_document(key, body)
+
+    def delete_document(self, key: str) -> None:
+        self._keep(key)
+        self._store.delete_document(key)
+
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        return iter(sorted(key for key in self.old if key.startswith(prefix)))
+
+    def forget_versions(self, key: str) -> None:
+        if self.stop is not None:
+            raise self.stop("no right to delete versions")
+        del self.old[key]
+
+
+@pytest.mark.parametrize("stop", [Crash, Denied])
+@pytest.mark.parametrize("kept", [2, 1])
+def test_old_versions_that_an_earlier_change_has_left_go_with_the_next_one(
+    folder: Path, kept: int, stop: type[Exception]
+) -> None:
+    """Somebody who was removed opens them."""
+    place = Place(folder, passphrase=WORD)
+    about = place.init("here")
+    left = texts(*place.people[:kept])
+    with place.stores() as (objects, _):
+        bucket = Versioned(objects)
+        find = lambda by_passphrase: opener(place.people[0])  # noqa: E731
+        keys = RepositoryKeys(bucket, about, place.host("here"), find, os.urandom)  # type: ignore[arg-type]
+        bucket.stop = stop
+        with pytest.raises(Crash if stop is Crash else Incomplete):
+            change_recipients(begin_change(keys), Wanted(left, drop_passphrases=True))
+        assert b"AGE-SECRET-KEY-1" in age.decrypt(bucket.old["keys/1.1.age"][0], (WORD,))
+        bucket.stop = None
+        bucket.old |= {"keys/2.age": [b"of an epoch that is lost"], "keys/sources/docs.age": [b"no business of recipients"]}
+        change_recipients(begin_change(keys), Wanted(left))
+    assert sorted(bucket.old) == ["keys/2.age", "keys/sources/docs.age"]
 
 
 # What a host has

@@ -170,21 +170,25 @@ def remove_command(context: Context, recipients: tuple[str, ...], passphrase: bo
     config = context.config()
     with _opened(context, config) as keys:
         change, now = _begun(keys)
-        # What a removal that was cut short has left is not listed any more: then the same command ends it.
-        if not any(unlisted(keys.objects, now)):
-            _check_listed(now, recipients, passphrase=passphrase)
+        _check_listed(context.output, change, now, recipients, passphrase=passphrase)
         left = tuple(one for one in now.recipients if one not in recipients)
         _changed(context, config, change, change_recipients(change, Wanted(left, drop_passphrases=passphrase)))
     context.output.info(KEPT_COPY)
 
 
-def _check_listed(now: RecipientList, recipients: Sequence[str], *, passphrase: bool) -> None:
-    """Somebody who is named by mistake is not removed, and the one who was meant still is there."""
-    unknown = [one for one in recipients if one not in now.recipients]
-    if unknown:
-        raise UsageError(f"{', '.join(unknown)} cannot open the repository", f"what opens it: {openers_text(now)}")
+def _check_listed(output: Output, change: Change, now: RecipientList, recipients: Sequence[str], *, passphrase: bool) -> None:
+    """Somebody who is named by mistake is not removed, and the one who was meant still is there. But what a removal that was cut
+    short has left, old versions included, is not listed any more: then the same command ends it."""
+    wrong = []
+    if unknown := [one for one in recipients if one not in now.recipients]:
+        wrong.append(f"{', '.join(unknown)} cannot open the repository")
     if passphrase and not now.passphrases:
-        raise UsageError("no passphrase opens the repository", f"what opens it: {openers_text(now)}")
+        wrong.append("no passphrase opens the repository")
+    if not wrong:
+        return
+    if not any(unlisted(change.keys.objects, now)) and not change.past():
+        raise UsageError(wrong[0], f"what opens it: {openers_text(now)}")
+    output.warning(f"by its list, {' and '.join(wrong)}: key files that an earlier change has left are taken away")
 
 
 @key_command.command("sync")

@@ -5,14 +5,14 @@ who is new can open it before the list says so, who goes is off the list before 
 key file it describes, and both files while one takes the other's place: a list of former days is not believed, so nobody who was
 removed comes back with it. Before each write, and at the end, it is looked whether the documents are as they were left: of two
 changes at once, one at least is told. Only small files under `keys/` are written anew: the keys of sources hang on the epoch's
-key, and nothing else is touched. The old versions are deleted last, when what took their place has been opened again. Running it
-again finishes what was cut short.
+key, and nothing else is touched. The old versions are deleted last, when what took their place has been opened again: those of
+earlier changes, too. Running it again finishes what was cut short.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity, X25519Recipient
@@ -21,7 +21,7 @@ from s3hashsync.config import Config, EncryptionSettings
 from s3hashsync.errors import AlreadyThere, Corrupt, Denied, Incomplete, Missing, Refused, WrongKey
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
-from s3hashsync.run.unlock import Unlocked, epoch_files, main_key, passphrase_key, unlock
+from s3hashsync.run.unlock import PREFIX, Unlocked, epoch_files, epoch_of, main_key, passphrase_key, unlock
 from s3hashsync.stores.base import ObjectReader
 
 
@@ -70,13 +70,12 @@ class Wanted:
 class Change:
     """A change, from the look at who is there to its end. `before` is whom the repository listed; None where the list was lost,
     was forged, or is not about the key file that is there (a list of former days, put back): then it is written anew. `known` are
-    the documents as they were found or left (None: not there), `touched` the keys of those that were written or deleted."""
+    the documents as they were found or left (None: not there)."""
 
     keys: RepositoryKeys
     unlocked: Unlocked
     before: RecipientList | None
     known: dict[str, bytes | None]
-    touched: list[str] = field(default_factory=list)
 
     @property
     def newest(self) -> str:
@@ -85,7 +84,7 @@ class Change:
     def put(self, key: str, data: bytes) -> None:
         self.check_alone()
         self.keys.objects.replace_document(key, data)
-        self._left(key, data)
+        self.known[key] = data
 
     def check_alone(self) -> None:
         """Two people may change the keys at once, and the store knows no write that depends on what is there."""
@@ -132,7 +131,7 @@ class Change:
             # An answer may have been lost: then these are our bytes.
             if _read(self.keys.objects, key) != data:
                 raise Refused(f"somebody else has written {key} at this very moment", "run it again") from None
-        self._left(key, data)
+        self.known[key] = data
 
     def _opens(self, key: str, passphrase: Passphrase, text: bytes) -> bool:
         try:
@@ -144,11 +143,13 @@ class Change:
         for files in epoch_files(self.keys.objects):
             for key in files.passphrases:
                 self.keys.objects.delete_document(key)
-                self._left(key, None)
+                self.known[key] = None
 
-    def _left(self, key: str, data: bytes | None) -> None:
-        self.known[key] = data
-        self.touched.append(key)
+    def past(self) -> list[str]:
+        """The key files that have old versions, which may open for somebody who was removed. An epoch whose file is not there is
+        left alone: its old versions may be all that is left of it."""
+        keys = list(self.keys.objects.past_documents(PREFIX))
+        return [key for key in keys if key == RECIPIENTS or epoch_of(key) in self.unlocked.epochs]
 
 
 def begin_change(keys: RepositoryKeys) -> Change:
@@ -219,13 +220,14 @@ def _verify(change: Change) -> None:
 
 
 def _forget(change: Change) -> None:
+    """Whatever this change has written: an earlier one may have been cut short, or lacked the right, just here."""
     try:
-        for key in dict.fromkeys(change.touched):
+        for key in change.past():
             change.keys.objects.forget_versions(key)
     except Denied as error:
         raise Incomplete(
-            f"the recipients are changed, but old versions of the key files are still there ({error.message}): with them, whoever"
-            " was removed can still open the repository",
+            f"the recipients are changed, but old versions of the key files may still be there ({error.message}): with them,"
+            " whoever was removed can still open the repository",
             "run s3hashsync key sync with credentials that may delete versions below keys/ (the role `keys` of s3hashsync init)",
         ) from error
 

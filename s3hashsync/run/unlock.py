@@ -110,6 +110,12 @@ def passphrase_key(epoch: int, number: int) -> str:
     return f"{PREFIX}{epoch}.{number}.age"
 
 
+def epoch_of(key: str) -> int | None:
+    """Whose epoch's file this is, for recipients or a passphrase; None for anything else."""
+    match = _EPOCH.fullmatch(key)
+    return int(match[1]) if match else None
+
+
 def source_key(source: str) -> str:
     return f"{SOURCES}{source}.age"
 

@@ -167,6 +167,10 @@ class ObjectStore(ObjectReader, Protocol):
         """O16 Deletes for good what a replaced or deleted document was before: all but its present state. Where the store keeps
         no versions there is nothing to do. `Denied` where the right is missing."""
 
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        """O17 The keys, in their order, that start with `prefix` and of which `forget_versions` would delete something: those of
+        deleted documents, too, which no other listing shows. None where the store keeps no versions."""
+
 
 @value
 class Write:

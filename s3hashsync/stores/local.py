@@ -263,6 +263,9 @@ class LocalObjects:
     def forget_versions(self, key: str) -> None:
         """Nothing: a replaced file is gone."""
 
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        return iter(())
+
     # what crashes leave
 
     def tidy(self) -> int:

@@ -280,6 +280,18 @@ class RetryingObjects:
     def forget_versions(self, key: str) -> None:
         self._retrier.run("forget versions", lambda: self._store.forget_versions(key))
 
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        """Listed anew after a failure; the order of keys says what was yielded before."""
+        last = ""
+
+        def rest() -> Iterator[str]:
+            broke_at = last
+            return (key for key in self._store.past_documents(prefix) if key > broke_at)
+
+        for key in self._retrier.stream("list past documents", rest):
+            last = key
+            yield key
+
 
 class RetryingIndex:
     """`stores.base.Index` around another one."""

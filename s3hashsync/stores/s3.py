@@ -187,6 +187,15 @@ class S3Objects:
             with suppress(Missing), translated(f"deleting an old version of {self._place(self._prefix + key)}"):
                 self._client.delete_object(**self._at(self._prefix + key), VersionId=entry["VersionId"])
 
+    def past_documents(self, prefix: str) -> Iterator[str]:
+        last = ""
+        # As in `forget_versions`, whether contents have versions says nothing about documents.
+        with suppress(Unsupported):
+            for entry in self._entries(prefix):
+                if (_IS_MARKER in entry or not entry["IsLatest"]) and entry["Key"] != last:
+                    last = entry["Key"]
+                    yield last.removeprefix(self._prefix)
+
     def _write_document(self, key: str, body: bytes, condition: dict[str, str]) -> None:
         with translated(f"writing {self._place(self._prefix + key)}"):
             self._client.put_object(

@@ -1,4 +1,4 @@
-"""The clauses O1 to O16 of an object store. A test's name carries its clause."""
+"""The clauses O1 to O17 of an object store. A test's name carries its clause."""
 
 from __future__ import annotations
 
@@ -503,3 +503,24 @@ class ObjectStoreSuite:
         assert [v for v in store.versions("keys/1.1.age") if v.stem == "keys/1.1.age"] == []
         with pytest.raises(errors.Missing):
             store.read_document("keys/1.1.age")
+
+    def test_o17_what_was_replaced_or_deleted_is_listed(self, store: ObjectStore) -> None:
+        for key in ("keys/1.age", "keys/1.1.age", "keys/2.age", "keys/sources/a.age", "runs/a/1.1"):
+            store.create_document(key, b"first")
+        assert list(store.past_documents("")) == []
+        for key in ("keys/2.age", "keys/2.age", "keys/1.age", "runs/a/1.1"):
+            store.replace_document(key, b"second")
+        store.delete_document("keys/1.1.age")
+        expected = ["keys/1.1.age", "keys/1.age", "keys/2.age"] if store.versioned else []
+        assert list(store.past_documents("keys/")) == expected
+        for key in expected:
+            store.forget_versions(key)
+        assert list(store.past_documents("keys/")) == []
+        assert list(store.past_documents("runs/")) == (["runs/a/1.1"] if store.versioned else [])
+
+    def test_o17_a_long_list_is_whole(self, store: ObjectStore) -> None:
+        keys = [f"keys/{number:05d}.age" for number in range(self.many)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda key: store.replace_document(key, b"x"), keys))
+            list(pool.map(store.delete_document, keys))
+        assert list(store.past_documents("keys/")) == (keys if store.versioned else [])
