@@ -507,6 +507,54 @@ def test_a_source_that_another_host_has_added_needs_enrolling(folder: Path) -> N
     place.assert_host_writes("there")
 
 
+def test_keys_that_were_in_use_are_kept_when_another_host_takes_their_place(folder: Path) -> None:
+    """The document was lost, and another host is faster to write it: the only copy is this host's."""
+    place = Place(folder)
+    place.init("here")
+    with place.keys("there", opener(place.people[0])) as other:
+        other.enroll([])
+    place.assert_host_writes("here")
+    stored = folder / "repository" / "keys" / "sources" / "docs.age"
+    stored.unlink()
+    with place.keys("here") as keys:
+        before, create = keys.log_key("docs"), keys.objects.create_document
+
+        def late(key: str, body: bytes) -> None:
+            with place.keys("there") as other:
+                other.add_source("docs")
+            create(key, body)
+
+        keys.objects.create_document = late  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(WrongKey) as caught:
+                keys.add_source("docs")
+            assert "move that document away" in (caught.value.hint or "")
+    stored.rename(folder / "away")
+    place.assert_host_writes("here")
+    with place.keys("nobody", opener(place.people[0])) as keys:
+        assert keys.log_key("docs") == before
+
+
+def test_keys_that_were_never_in_use_go_when_another_host_is_faster(folder: Path) -> None:
+    place = Place(folder)
+    place.init("here")
+    with place.keys("there", opener(place.people[0])) as other:
+        other.enroll([])
+    with place.keys("here") as keys:
+        create = keys.objects.create_document
+
+        def late(key: str, body: bytes) -> None:
+            with place.keys("there") as other:
+                other.add_source("docs")
+            create(key, body)
+
+        keys.objects.create_document = late  # type: ignore[method-assign]
+        with pytest.raises(WrongKey, match="does not have them"):
+            keys.add_source("docs")
+        assert keys.host is not None
+        assert not keys.host.sources
+
+
 def test_two_processes_of_a_host_add_sources(folder: Path) -> None:
     place = Place(folder)
     place.init("here")

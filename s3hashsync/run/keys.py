@@ -200,6 +200,7 @@ class RepositoryKeys:
             with self._file.locked():
                 host = self._current()
                 mine = host.sources.get(source)
+                new = mine is None
                 if mine is None:
                     mine = self._drawn(source, host)
                     host = self._keep(host, source, mine)
@@ -208,7 +209,7 @@ class RepositoryKeys:
                     mine = self._sealed(source, mine.keys, host)
                     host = self._keep(host, source, mine)
                 if mine.sealed is not None:
-                    self._store(source, host, mine.sealed)
+                    self._store(source, host, mine.sealed, new=new)
                     self._keep(host, source, HostSource(mine.keys))
             self._sources[source] = mine.keys
 
@@ -219,7 +220,8 @@ class RepositoryKeys:
         text = render_source(host.repository, source, keys, host.hash_key)
         return HostSource(keys, age.encrypt(text, (host.recipient,), self.entropy))
 
-    def _store(self, source: str, host: HostKey, sealed: bytes) -> None:
+    def _store(self, source: str, host: HostKey, sealed: bytes, *, new: bool) -> None:
+        """`new`: drawn a moment ago. With any others logs may have been written, which nobody could read without them."""
         key = source_key(source)
         try:
             self.objects.create_document(key, sealed)
@@ -227,6 +229,13 @@ class RepositoryKeys:
             # An answer may have been lost, or a process have died: then these are our bytes.
             if self.objects.read_document(key) == sealed:
                 return
+            if not new:
+                raise WrongKey(
+                    f"{key} was written by another host, and this one keeps keys of its own of source {source}",
+                    f"has this host backed {source} up before? move that document away and run this again, which stores the keys"
+                    " of this host; then enroll the other host again. Has it not, or is that document an older version of its"
+                    " own, put back? " + ENROLL,
+                ) from None
             self._keep(host, source, None)
             raise WrongKey(
                 f"another host has made the keys of source {source}, and this one does not have them", ENROLL
