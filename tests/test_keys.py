@@ -830,6 +830,32 @@ def test_the_last_way_in_and_the_one_at_hand_stay(folder: Path) -> None:
     assert (folder / "repository" / "keys" / "1.age").read_bytes() == before
 
 
+@pytest.mark.parametrize("place_of_fault", ["header", "text"])
+@pytest.mark.parametrize("passphrase", [None, WORD])
+def test_a_key_file_that_does_not_open_again_is_not_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place_of_fault: str, passphrase: Passphrase | None
+) -> None:
+    """A machine whose memory fails: in a folder the only key file would be written over."""
+    place = Place(folder)
+    place.init("here")
+    keys = folder / "repository" / "keys"
+    before = {path.name: path.read_bytes() for path in keys.iterdir()}
+    encrypt, broken = age.Seal.encrypt, b"-> scrypt" if passphrase else b"-> X25519"
+
+    def failing(self: age.Seal, plain: bytes) -> bytes:
+        if broken not in self.header:
+            return encrypt(self, plain)
+        if place_of_fault == "header":
+            data = encrypt(self, plain)
+            return data[:40] + bytes((data[40] ^ 1,)) + data[41:]
+        return encrypt(self, plain[:-2] + b"x\n")
+
+    monkeypatch.setattr(age.Seal, "encrypt", failing)
+    with pytest.raises(Corrupt, match="encrypted a moment ago"):
+        changed(place, Wanted(texts(*place.people, person()) if passphrase is None else texts(*place.people), passphrase))
+    assert {path.name: path.read_bytes() for path in keys.iterdir()} == before
+
+
 @pytest.mark.parametrize("fault", [*CRASHES, Fault.DENY])
 @pytest.mark.parametrize("change", ["add", "remove", "swap", "passphrase", "no passphrase"])
 def test_a_change_that_dies_anywhere_locks_nobody_out(folder: Path, change: str, fault: Fault) -> None:

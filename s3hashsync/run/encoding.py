@@ -38,6 +38,18 @@ def check_opens(body: bytes, seal: Seal | None, size: int, sha256: Sha256) -> No
     check.run(body[at : at + _PIECE] for at in range(0, len(body), _PIECE))
 
 
+def sealed_document(text: bytes, seal: Seal) -> bytes:
+    """A small document under its seal. It may take the place of the only one that there is, so it, too, is opened again first."""
+    data = seal.encrypt(text)
+    try:
+        again = b"".join(opened_again(iter((data,)), seal))
+    except Corrupt as error:
+        raise _failing(error.message, "encrypted") from error
+    if again != text:
+        raise _failing("another text comes out of it", "encrypted")
+    return data
+
+
 class RunningCheck:
     """The same while the stored bytes are still being made: a thread opens what `feed` is given; `finish` says whether it was
     that content. A context manager, so that the thread ends in any case."""
@@ -120,8 +132,8 @@ def opened_again(pieces: Iterator[bytes], seal: Seal | None) -> Iterator[bytes]:
     return seal.payload().decrypt(body())
 
 
-def _failing(what: str) -> Corrupt:
+def _failing(what: str, done: str = "compressed") -> Corrupt:
     return Corrupt(
-        f"what was compressed a moment ago does not open to what was read ({what}): it was not stored",
+        f"what was {done} a moment ago does not open to what was read ({what}): it was not stored",
         "does this machine's memory fail? test it before you trust any backup of it",
     )

@@ -11,14 +11,15 @@ earlier changes, too. Running it again finishes what was cut short.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from s3hashsync.codec import age
-from s3hashsync.codec.age import Passphrase, X25519Identity, X25519Recipient
+from s3hashsync.codec.age import Passphrase, Recipient, X25519Identity, X25519Recipient
 from s3hashsync.codec.key_files import RECIPIENTS, RecipientList, digest_of, parse_recipients
 from s3hashsync.config import Config, EncryptionSettings
 from s3hashsync.errors import AlreadyThere, Corrupt, Denied, Incomplete, Missing, Refused, WrongKey
+from s3hashsync.run.encoding import sealed_document
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.unlock import PREFIX, Unlocked, epoch_files, epoch_of, main_key, passphrase_key, unlock
@@ -99,7 +100,10 @@ class Change:
         """Every epoch's key file, encrypted to these."""
         to = tuple(X25519Recipient.parse(one) for one in recipients)
         epochs = self.unlocked.epochs.items()
-        return {main_key(epoch): age.encrypt(key.text(), to, self.keys.entropy) for epoch, key in epochs}
+        return {main_key(epoch): self._encrypted(key.text(), to) for epoch, key in epochs}
+
+    def _encrypted(self, text: bytes, to: Sequence[Recipient]) -> bytes:
+        return sealed_document(text, age.new_seal(to, self.keys.entropy))
 
     def list_these(self, listed: RecipientList, *described: tuple[bytes | None, tuple[str, ...]]) -> None:
         """Write the list, with the key files that it may stand beside, and whom each is to open for."""
@@ -118,7 +122,7 @@ class Change:
             number = 1
             while passphrase_key(files.epoch, number) in files.passphrases:
                 number += 1
-            key, data = passphrase_key(files.epoch, number), age.encrypt(text, (passphrase,), self.keys.entropy)
+            key, data = passphrase_key(files.epoch, number), self._encrypted(text, (passphrase,))
             self.check_alone()
             self._create(key, data)
             if not self._opens(key, passphrase, text):
