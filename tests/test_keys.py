@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 
 from s3hashsync.codec import age
-from s3hashsync.codec.age import Passphrase, Payload, X25519Identity
+from s3hashsync.codec.age import Passphrase, Payload, X25519Identity, X25519Recipient
 from s3hashsync.codec.age_header import parse_text
 from s3hashsync.codec.key_files import (
     RECIPIENTS,
     EpochKey,
     HostKey,
+    HostSource,
     RecipientList,
     RootKey,
     SourceKeys,
@@ -462,6 +463,38 @@ def test_keys_without_repository_json_are_never_written_over(folder: Path) -> No
     place.assert_host_writes("here")
 
 
+def test_an_init_looks_for_the_key_that_it_knows(folder: Path) -> None:
+    """A repository whose key is lost as well is none, and must not look like one."""
+    place = Place(folder)
+    place.init("here")
+    for name in ("repository.json", "keys/1.age"):
+        (folder / "repository" / name).unlink()
+    with pytest.raises(Refused, match=r"keys/1\.age"):
+        place.init("here")
+    assert not (folder / "repository" / "repository.json").exists()
+
+
+@pytest.mark.parametrize("key", ["keys/1.age", RECIPIENTS, "repository.json"])
+def test_an_init_finds_out_where_creating_writes_over_what_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A server that does not know create-only writes: another host's init writes last."""
+    other = Place(folder / "other")
+    other.init("there")
+    theirs = (folder / "other" / "repository" / key).read_bytes()
+    place, create = Place(folder / "place"), LocalObjects.create_document
+
+    def overtaken(self: LocalObjects, created: str, body: bytes) -> None:
+        create(self, created, body)
+        if created == "repository.json":
+            self.replace_document(key, theirs)
+
+    monkeypatch.setattr(LocalObjects, "create_document", overtaken)
+    with pytest.raises(Refused, match="another init"):
+        place.init("here")
+    assert not list((folder / "place" / "here").glob("*.json")), "a key that has lost is forgotten"
+
+
 def test_a_new_repository_needs_somebody_who_can_open_it(folder: Path) -> None:
     with pytest.raises(UsageError, match="nobody who can open it"):
         Place(folder, people=()).init("here")
@@ -566,6 +599,26 @@ def test_two_processes_of_a_host_add_sources(folder: Path) -> None:
     with place.keys("here") as keys:
         assert keys.host is not None
         assert set(keys.host.sources) == {"first", "second"}
+
+
+@pytest.mark.parametrize("act", ["add_source", "enroll"])
+def test_the_host_key_file_is_changed_by_one_process_at_a_time(folder: Path, act: str) -> None:
+    place = Place(folder)
+    place.init("here")
+    with place.keys("here", opener(place.people[0])) as one, place.keys("here", opener(place.people[0])) as two:
+        one.unlocked()
+        with ThreadPoolExecutor(1) as pool:
+            with two.host_file.locked():
+                waiting = pool.submit(one.add_source, "first") if act == "add_source" else pool.submit(one.enroll, [])
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=0.5)
+                written = two.enrolled()
+                kept = {"second": HostSource(SourceKeys(RANDOM.randbytes(64), RANDOM.randbytes(32)))}
+                two.host_file.replace(replace(written, sources=kept).render())
+            waiting.result()
+    with place.keys("here") as keys:
+        assert keys.host is not None
+        assert set(keys.host.sources) == ({"first", "second"} if act == "add_source" else {"second"})
 
 
 def test_an_added_source_costs_one_look(folder: Path) -> None:
@@ -1196,6 +1249,33 @@ def test_old_versions_that_an_earlier_change_has_left_go_with_the_next_one(
         bucket.old |= {"keys/2.age": [b"of an epoch that is lost"], "keys/sources/docs.age": [b"no business of recipients"]}
         change_recipients(begin_change(keys), Wanted(left))
     assert sorted(bucket.old) == ["keys/2.age", "keys/sources/docs.age"]
+
+
+def test_old_versions_stay_while_nobody_has_opened_the_new_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file key is wrapped for somebody else: whoever sealed it does not see that, whoever opens it does."""
+    place, stranger, wrap = Place(folder), person(), X25519Recipient.wrap
+    about = place.init("here")
+    first = place.people[0]
+    with place.stores() as (objects, _):
+        bucket, before = Versioned(objects), objects.read_document("keys/1.age")
+        find = lambda by_passphrase: opener(first)  # noqa: E731
+        keys = RepositoryKeys(bucket, about, place.host("here"), find, os.urandom)  # type: ignore[arg-type]
+        change = begin_change(keys)
+        monkeypatch.setattr(X25519Recipient, "wrap", lambda _, *how: wrap(stranger.recipient, *how))
+        with pytest.raises(WrongKey, match="does not open"):
+            change_recipients(change, Wanted(texts(first)))
+    assert bucket.old["keys/1.age"] == [before]
+
+
+def test_a_new_passphrase_is_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, wrap = Place(folder), Passphrase.wrap
+    place.init("here")
+    other = Passphrase("another one", work_factor=4)
+    monkeypatch.setattr(Passphrase, "wrap", lambda _, *how: wrap(other, *how))
+    with pytest.raises(Corrupt, match=r"keys/1\.1\.age is not what was written"):
+        changed(place, Wanted(texts(*place.people), WORD))
+    with place.stores() as (objects, _):
+        assert parse_recipients(objects.read_document(RECIPIENTS)).stated.passphrases == 0
 
 
 # What a host has
