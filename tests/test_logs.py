@@ -32,6 +32,7 @@ from s3hashsync.run.history import (
     CHECKPOINT,
     SegmentHeader,
     SegmentWriter,
+    all_segments,
     newest_key,
     read_header,
     read_segment,
@@ -43,7 +44,7 @@ from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.run.repository import Segments
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
-from s3hashsync.run.snapshots import find_head, find_point
+from s3hashsync.run.snapshots import find_head, find_point, segments_back
 from s3hashsync.stores.base import Index, ObjectStore, Write
 from tests.faulty import Fault, FaultPlan, FaultyObjects, on
 from tests.harness import SOURCE, House, as_they_are, fast_folder
@@ -355,6 +356,22 @@ def test_a_segment_counts_under_its_own_key_alone(
         assert list(read_segment(repository, key)[1]) == []
     written(house, key, **fields)
     assert message in refusal(house, key)
+
+
+@pytest.mark.parametrize("encryption", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("previous", ["20990101T000000Z-ffffffff.000001", "20990101T000000Z-ffffffff.000002", "../music/2"])
+def test_a_segment_stands_on_an_earlier_one_of_its_source(folder: Path, encryption: bool, previous: str) -> None:
+    """Whoever followed `previous` from a segment that names itself would never come to an end."""
+    house = filled(House(folder, encryption=encryption).init())
+    head, key = the_key(house), segment_key(SOURCE, "20990101T000000Z-ffffffff", 1)
+    written(house, key, previous=f"runs/{SOURCE}/{previous}".replace(f"{SOURCE}/../", ""))
+    assert "is not before it" in refusal(house, key)
+    with house.repository() as repository:
+        assert find_head(repository, SOURCE) == head
+        with pytest.raises(Corrupt, match="is not before it"):
+            list(all_segments(repository, key))
+        with pytest.raises(Corrupt, match="is not before it"):
+            list(segments_back(repository, SOURCE, key))
 
 
 def test_a_copied_segment_does_not_become_the_head(plain: House) -> None:

@@ -204,6 +204,11 @@ def _opened(repository: Repository, key: str) -> tuple[SegmentHeader, Iterator[b
         )
     if header.repository != repository.identity.id:
         raise Corrupt(f"the run-log segment {key} belongs to another repository ({header.repository})")
+    if header.previous and not (header.previous.startswith(segments_prefix(source)) and header.previous < key):
+        # Whoever follows the chain comes to its end.
+        raise Corrupt(
+            f"the run-log segment {key} does not belong to the log of source {source}: {header.previous!r} is not before it"
+        )
     return header, lines
 
 

@@ -94,8 +94,8 @@ def _is_built_on(repository: Repository, key: str, head: str) -> bool:
 
 
 def segments_back(repository: Repository, source: str, head: str) -> Iterator[tuple[str, SegmentHeader]]:
-    """Every segment from `head` back, newest first. Raises `Missing` where the chain is broken, and `Corrupt` where it leads out
-    of the source or in a circle."""
+    """Every segment from `head` back, newest first. Raises `Missing` where the chain is broken, and `Corrupt` where `head` is of
+    another source. It comes to an end: a segment that does not stand on an earlier one of its source is not believed."""
     key = head
     while key:
         try:
@@ -105,8 +105,7 @@ def segments_back(repository: Repository, source: str, head: str) -> Iterator[tu
                 f"the run-log segment {key} of source {source} is gone",
                 "an older version of that object may still be in the bucket",
             ) from None
-        outside = header.previous and not header.previous.startswith(segments_prefix(source))
-        if header.source != source or outside or header.previous >= key:
+        if header.source != source:
             raise Corrupt(f"the run-log segment {key} does not belong to the log of source {source}")
         yield key, header
         key = header.previous
