@@ -27,6 +27,7 @@ from s3hashsync.disk.catalogue import Catalogue
 from s3hashsync.errors import Corrupt, ExitCode, Refused, S3HashSyncError, WrongKey
 from s3hashsync.run import hashing, listing, reindex, segments
 from s3hashsync.run import repository as repositories
+from s3hashsync.run.drill import drill
 from s3hashsync.run.history import (
     CHANGES,
     CHECKPOINT,
@@ -38,13 +39,15 @@ from s3hashsync.run.history import (
     read_segment,
     segment_key,
 )
+from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.progress import Silent
 from s3hashsync.run.rebuild import rebuild_on_newest
+from s3hashsync.run.recovery_kit import facts_of, kit
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.run.repository import Segments
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
-from s3hashsync.run.snapshots import find_head, find_point, segments_back
+from s3hashsync.run.snapshots import find_head, find_point, known_sources, segments_back
 from s3hashsync.stores.base import Index, ObjectStore, Write
 from tests.faulty import Fault, FaultPlan, FaultyObjects, on
 from tests.harness import SOURCE, House, as_they_are, fast_folder
@@ -379,6 +382,25 @@ def test_a_copied_segment_does_not_become_the_head(plain: House) -> None:
     put(plain, f"{head[:-1]}9", stored(plain, head).read_bytes())
     with plain.repository() as repository:
         assert find_head(repository, SOURCE) == head
+
+
+# What else somebody put below `runs/`
+
+HOSTILE_NAMES = ["x\n  encryption   age, fingerprint 0000", "$(touch owned)", "\x1b[2Khidden", "a b", "-i", "..x", "x" * 65]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_name_that_no_source_can_have_is_not_printed(house: House, name: str) -> None:
+    """The sheet is what is trusted when all else is gone: one key that somebody may write must not add to it."""
+    with house.repository() as repository:
+        keys, objects = repository.keys, repository.objects
+        assert isinstance(keys, RepositoryKeys)
+        before, proof = kit(facts_of(house.config(), repository.identity, objects)), drill(keys)
+        put(house, segment_key(name, "20990101T000000Z-ffffffff", 1), b"")
+        put(house, f"keys/sources/{name}.age", b"")
+        assert kit(facts_of(house.config(), repository.identity, objects)) == before
+        assert drill(keys) == proof
+        assert known_sources(repository) == [SOURCE]
 
 
 # A lost state

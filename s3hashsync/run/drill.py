@@ -16,7 +16,7 @@ from s3hashsync.core.model import Content, Item, Sha256
 from s3hashsync.core.plan import Problem
 from s3hashsync.errors import Archived, Corrupt, S3HashSyncError, StoreError
 from s3hashsync.run.contents import Contents
-from s3hashsync.run.history import Present, newest_key, read_segment, sources_with_logs
+from s3hashsync.run.history import SOURCE_NAME, Present, newest_key, read_segment, sources_with_logs
 from s3hashsync.run.keys import ENROLL, RepositoryKeys
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.snapshots import segments_back
@@ -95,9 +95,10 @@ def drill(keys: RepositoryKeys) -> Drill:
 
 
 def _sources(objects: ObjectStore) -> list[str]:
-    """Those with keys, and those with run logs: neither should be without the other."""
+    """Those with keys, and those with run logs: neither should be without the other. Names that no source can have are left out,
+    for they are printed."""
     keyed = {document.key.removeprefix(SOURCES).removesuffix(".age") for document in objects.documents(SOURCES)}
-    return sorted(keyed | set(sources_with_logs(objects)))
+    return sorted({name for name in keyed if SOURCE_NAME.fullmatch(name)} | set(sources_with_logs(objects)))
 
 
 def _drilled_source(repository: Repository, keys: RepositoryKeys, source: str) -> DrilledSource:

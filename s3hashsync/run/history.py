@@ -12,6 +12,7 @@ from after the segment is stored.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ from s3hashsync.stores.base import ObjectReader, ObjectStore
 FORMAT = 1
 CHANGES = "changes"
 CHECKPOINT = "checkpoint"
+# What the configuration allows. A name out of a bucket becomes a folder's name: nothing else may.
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,10 +323,11 @@ def all_segments(repository: Repository, head: str) -> Iterator[tuple[str, Segme
 
 
 def sources_with_logs(objects: ObjectReader) -> Sequence[str]:
-    """The sources that have run logs, by listing them; the index is not asked."""
+    """The sources that have run logs, by listing them; the index is not asked. Whoever may write one key can write any name into
+    it, and these names are printed, on the recovery sheet too: what no configuration allows is no source."""
     names: dict[str, None] = {}
     for document in objects.documents("runs/"):
         parts = document.key.split("/")
-        if len(parts) == 3:
+        if len(parts) == 3 and SOURCE_NAME.fullmatch(parts[1]):
             names[parts[1]] = None
     return sorted(names)

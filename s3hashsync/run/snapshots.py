@@ -6,7 +6,6 @@ for the head, and for the place of a content that the logs do not locate, and ma
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from s3hashsync.disk.snapshot import Snapshot, SnapshotRow
 from s3hashsync.errors import Corrupt, Missing, UsageError
 from s3hashsync.run.history import (
     CHECKPOINT,
+    SOURCE_NAME,
     Line,
     Present,
     Removed,
@@ -34,8 +34,6 @@ from s3hashsync.run.repository import Repository
 from s3hashsync.stores.base import IndexReader
 
 _BATCH = 2000
-# What the configuration allows. A name out of a bucket becomes a folder's name: nothing else may.
-_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,13 @@ class NoStateError(UsageError):
 def known_sources(repository: Repository) -> list[str]:
     """Every source that has a backup, whether index or object store know of it."""
     names = {facts.name for facts in all_sources(repository.index)} | set(sources_with_logs(repository.objects))
-    return sorted(name for name in names if _SOURCE_NAME.fullmatch(name))
+    return sorted(name for name in names if SOURCE_NAME.fullmatch(name))
 
 
 def find_head(repository: Repository, source: str) -> str:
     """The key of the newest segment that counts: the one that the index names, or one that is built on it (the process died
     before it moved the head, or the table is an older copy). Where the index knows nothing of the source, the newest there is."""
-    if _SOURCE_NAME.fullmatch(source) is None:
+    if SOURCE_NAME.fullmatch(source) is None:
         raise _unknown(repository, source)
     facts = read_source(repository.index, source)
     head = facts.head if facts else ""
