@@ -34,6 +34,8 @@ from s3hashsync.run.history import (
     SegmentHeader,
     SegmentWriter,
     all_segments,
+    is_there,
+    new_run_id,
     newest_key,
     read_header,
     read_segment,
@@ -401,6 +403,35 @@ def test_a_name_that_no_source_can_have_is_not_printed(house: House, name: str) 
         assert kit(facts_of(house.config(), repository.identity, objects)) == before
         assert drill(keys) == proof
         assert known_sources(repository) == [SOURCE]
+
+
+STRAY_NAMES = ["desktop.ini", "20990101T000000Z-ffffffff.000001 (copy)", "20990101T000000Z-ffffffff.00001", "99/1", "x.00000²"]
+
+
+@pytest.mark.parametrize("name", STRAY_NAMES)
+def test_what_has_no_segments_name_is_passed_over(plain: House, name: str) -> None:
+    """A file manager's notes stopped every later backup: they passed for a segment that the index does not know."""
+    head = the_key(plain)
+    for key in (f"runs/{SOURCE}/{name}", f"runs/nobody/{name}"):
+        stored(plain, key).parent.mkdir(parents=True, exist_ok=True)
+        put(plain, key, b"stray")
+    plain.write("new", "new")
+    plain.backup()
+    assert head < the_key(plain) < f"runs/{SOURCE}/20990101"
+    with plain.repository() as repository:
+        assert find_head(repository, SOURCE) == the_key(plain)
+        assert known_sources(repository) == [SOURCE]
+        assert not is_there(repository.objects, f"runs/{SOURCE}/{name}")
+    without_index(plain)
+    rebuilt(plain)
+    plain.backup()
+    assert plain.plan() == []
+
+
+@pytest.mark.parametrize("stamp", ["99991231T235959Z", "99999999T999999Z", "00000000T000000Z"])
+def test_a_segment_of_a_time_that_no_run_can_follow_is_named(stamp: str) -> None:
+    with pytest.raises(Corrupt, match=stamp):
+        new_run_id(0.0, segment_key(SOURCE, f"{stamp}-ffffffff", 1), "00000000")
 
 
 # A lost state

@@ -198,7 +198,7 @@ class Shop:
                 source=SOURCE,
                 root="/",
                 host="laptop",
-                run=f"20990101T{len(list(repository.objects.documents('runs/'))):06d}Z-ffff",
+                run=f"20990101T{len(list(repository.objects.documents('runs/'))):06d}Z-ffffffff",
                 number=1,
                 previous="",
                 time=self.house.clock(),

@@ -557,7 +557,7 @@ def forge(house: House, lines: list[Line], source: str = SOURCE, **fields: Any) 
             source=source,
             root="/",
             host="laptop",
-            run="20990101T000000Z-ffff",
+            run="20990101T000000Z-ffffffff",
             number=1,
             previous="",
             time=house.clock(),
@@ -612,8 +612,8 @@ def test_a_segment_stored_just_before_a_crash_counts(house: House, to: Path) -> 
     house.backup()
     with house.repository() as repository:
         head = find_head(repository, SOURCE)
-    forge(house, [Present(entry(b"new"), None, None, None)], previous=head, run="20980101T000000Z-0000")
-    forge(house, [Present(entry(b"stray"), None, None, None)], previous="runs/photos/20970101T000000Z-0000.000001")
+    forge(house, [Present(entry(b"new"), None, None, None)], previous=head, run="20980101T000000Z-00000000")
+    forge(house, [Present(entry(b"stray"), None, None, None)], previous="runs/photos/20970101T000000Z-00000000.000001")
     restore(house, to=to)
     assert sorted(os.listdir(to)) == ["a", "new"]
 

@@ -46,6 +46,10 @@ CHANGES = "changes"
 CHECKPOINT = "checkpoint"
 # What the configuration allows. A name out of a bucket becomes a folder's name: nothing else may.
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Whatever else lies beside the segments (a file manager's notes, a copy) must not pass for the newest of them.
+_SEGMENT_NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}\.[0-9]{6}")
+
+_PUT_THERE = "somebody put it there: look at the older versions of that object, and at who may write to the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,16 @@ def segment_key(source: str, run: str, number: int) -> str:
 
 
 def new_run_id(now: float, newest: str, suffix: str) -> str:
-    """A run id that sorts after the segment `newest` (a key, or ""), whatever this host's clock says."""
+    """A run id that sorts after the segment `newest` (a key, or ""), whatever this host's clock says. Raises `Corrupt` where
+    there is none, for the calendar ends."""
     stamp = datetime.fromtimestamp(now, UTC)
     last = newest.rpartition("/")[2].partition("-")[0]
     if last:
-        after = datetime.fromisoformat(last).timestamp() + 1
-        stamp = datetime.fromtimestamp(max(now, after), UTC)
+        try:
+            after = datetime.fromisoformat(last).timestamp() + 1
+            stamp = datetime.fromtimestamp(max(now, after), UTC)
+        except (ValueError, OverflowError):
+            raise Corrupt(f"the run-log segment {newest} has a time that no run can follow", _PUT_THERE) from None
     return f"{stamp:%Y%m%dT%H%M%SZ}-{suffix}"
 
 
@@ -203,7 +211,7 @@ def _opened(repository: Repository, key: str) -> tuple[SegmentHeader, Iterator[b
     if key != segment_key(header.source, header.run, header.number):
         raise Corrupt(
             f"the run-log segment {key} says that it is segment {header.number} of run {header.run} of source {header.source}",
-            "somebody put it there: look at the older versions of that object, and at who may write to the store",
+            _PUT_THERE,
         )
     if header.repository != repository.identity.id:
         raise Corrupt(f"the run-log segment {key} belongs to another repository ({header.repository})")
@@ -295,18 +303,26 @@ def _line_of(body: Json, *, encrypted: bool) -> Line:
 
 def is_there(objects: ObjectReader, key: str) -> bool:
     """Whether this segment is in the store, by a listing: it is not read."""
-    if not key[-6:].isdigit():
+    if _SEGMENT_NAME.fullmatch(key.rpartition("/")[2]) is None:
         return False
     number = int(key[-6:])
     before = f"{key[:-6]}{number - 1:06d}" if number else key[:-6]
     return any(document.key == key for document in islice(objects.documents(key, before), 1))
 
 
+def segment_keys(objects: ObjectReader, source: str, after: str = "") -> Iterator[str]:
+    """The segments of the source that sort after `after`, by their keys alone, the oldest first."""
+    prefix = segments_prefix(source)
+    for document in objects.documents(prefix, after):
+        if _SEGMENT_NAME.fullmatch(document.key.removeprefix(prefix)):
+            yield document.key
+
+
 def newest_key(objects: ObjectReader, source: str, after: str = "") -> str:
     """The last segment of the source by its key, or `after` when there is none later."""
     last = after
-    for document in objects.documents(segments_prefix(source), after):
-        last = document.key
+    for key in segment_keys(objects, source, after):
+        last = key
     return last
 
 
@@ -328,6 +344,6 @@ def sources_with_logs(objects: ObjectReader) -> Sequence[str]:
     names: dict[str, None] = {}
     for document in objects.documents("runs/"):
         parts = document.key.split("/")
-        if len(parts) == 3 and SOURCE_NAME.fullmatch(parts[1]):
+        if len(parts) == 3 and SOURCE_NAME.fullmatch(parts[1]) and _SEGMENT_NAME.fullmatch(parts[2]):
             names[parts[1]] = None
     return sorted(names)

@@ -25,7 +25,7 @@ from s3hashsync.run.history import (
     SegmentHeader,
     read_header,
     read_segment,
-    segments_prefix,
+    segment_keys,
     sources_with_logs,
 )
 from s3hashsync.run.lease import all_sources, read_source
@@ -66,8 +66,7 @@ def find_head(repository: Repository, source: str) -> str:
         raise _unknown(repository, source)
     facts = read_source(repository.index, source)
     head = facts.head if facts else ""
-    prefix = segments_prefix(source)
-    later = [document.key for document in repository.objects.documents(prefix, head or prefix)]
+    later = list(segment_keys(repository.objects, source, head))
     for key in reversed(later):
         if facts is None or _is_built_on(repository, key, head):
             return key
