@@ -318,6 +318,34 @@ def test_a_line_that_is_none_is_named(plain: House, line: bytes) -> None:
     refused_anywhere(plain, key)
 
 
+NO_ENTRIES: dict[str, dict[str, object]] = {
+    "a NUL in a symlink's target": {"type": "symlink", "target": "a\0b"},
+    "a NUL in an attribute's name": {"type": "file", "xattrs": [["YQBi", "eA=="]]},
+    "a device below zero": {"type": "chardev", "rdev": -1},
+    "a device beyond all": {"type": "blockdev", "rdev": 1 << 63},
+}
+
+
+@pytest.mark.parametrize("name", NO_ENTRIES)
+def test_a_line_that_no_system_call_takes_is_named(plain: House, name: str) -> None:
+    """What was noticed by the call alone ended a restore in the middle, with an error that nobody had in mind."""
+    key = the_key(plain)
+    header, *_ = lines_of(plain, key)
+    line = json.dumps({"path": "bad", "mtime": 1, "mode": "0644"} | NO_ENTRIES[name]).encode()
+    put(plain, key, frames([header, line + b"\n", b'{"end":true,"lines":1}\n']))
+    refused_anywhere(plain, key)
+
+
+@pytest.mark.parametrize("time", [b"1" + b"0" * 400, b"1e300", b"-1e300", b"NaN", b"Infinity"])
+def test_a_time_that_is_none_is_named(plain: House, time: bytes) -> None:
+    key = the_key(plain)
+    header, *lines = lines_of(plain, key)
+    said = b'"time":%s' % json.dumps(json.loads(header)["time"]).encode()
+    assert said in header
+    put(plain, key, frames([header.replace(said, b'"time":' + time), *lines]))
+    assert "its time" in refusal(plain, key)
+
+
 # Where a segment belongs
 
 

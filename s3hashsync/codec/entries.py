@@ -88,6 +88,8 @@ def entry_from_json(line: Mapping[str, object]) -> Entry:
         pairs = tuple((base64.b64decode(n), base64.b64decode(v)) for n, v in xattrs)  # type: ignore[attr-defined]
     except (ValueError, TypeError) as error:
         raise Corrupt(f"not an entry: {error}") from None
+    if any(b"\0" in name for name, _ in pairs):
+        raise Corrupt("not an entry: an extended attribute has a NUL byte in its name")
     return Entry(
         path=get_bytes(line, "path"),
         kind=kind,
@@ -100,11 +102,26 @@ def entry_from_json(line: Mapping[str, object]) -> Entry:
         uid=get_int(line, "uid", 0),
         gid=get_int(line, "gid", 0),
         links=get_int(line, "links", 1),
-        rdev=get_int(line, "rdev", 0),
-        target=get_bytes(line, "target") if "target" in line else None,
+        rdev=_device(line),
+        target=_target(line),
         xattrs=pairs,
         sparse=line.get("sparse") is True,
     )
+
+
+def _device(line: Mapping[str, object]) -> int:
+    """What no file system has would only be noticed where it is handed to the system, in the middle of a restore."""
+    rdev = get_int(line, "rdev", 0)
+    if not 0 <= rdev < 1 << 63:
+        raise Corrupt("the field 'rdev' is not the number of a device")
+    return rdev
+
+
+def _target(line: Mapping[str, object]) -> bytes | None:
+    target = get_bytes(line, "target") if "target" in line else None
+    if target is not None and b"\0" in target:
+        raise Corrupt("the field 'target' has a NUL byte")
+    return target
 
 
 def content_to_json(content: Content) -> Json:

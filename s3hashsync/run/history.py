@@ -260,7 +260,6 @@ def _parse_header(key: str, body: Json) -> SegmentHeader:
         raise Corrupt(f"{key} is not a run-log segment")
     if get_int(body, "format") > FORMAT:
         raise Corrupt(f"the run-log segment {key} has a newer format", "use a newer s3hashsync")
-    time = body.get("time")
     return SegmentHeader(
         kind=get_text(body, "kind"),
         repository=get_text(body, "repository"),
@@ -271,9 +270,20 @@ def _parse_header(key: str, body: Json) -> SegmentHeader:
         run=get_text(body, "run"),
         number=get_int(body, "number"),
         previous=get_text(body, "previous"),
-        time=float(time) if isinstance(time, int | float) else 0.0,
+        time=_time(key, body.get("time")),
         scanned_ns=get_int(body, "scanned_ns", 0),
     )
+
+
+def _time(key: str, time: object) -> float:
+    """JSON has larger numbers than a float, and those than a calendar, which has to show it."""
+    if not isinstance(time, int | float):
+        return 0.0
+    try:
+        datetime.fromtimestamp(time, UTC)
+        return float(time)
+    except (ValueError, OverflowError, OSError):
+        raise Corrupt(f"the run-log segment {key} is damaged: its time is in no calendar") from None
 
 
 def _parse_line(key: str, body: Json, *, encrypted: bool) -> Line:
