@@ -30,7 +30,7 @@ from s3hashsync.core.model import (
     pack_stem,
 )
 from s3hashsync.core.value import value
-from s3hashsync.disk.seals import SealFiles
+from s3hashsync.disk.seals import KeptSeal, SealFiles
 from s3hashsync.disk.state import OpenAttempt, OpenPack, State
 from s3hashsync.errors import (
     Archived,
@@ -331,7 +331,7 @@ class Uploader:
     # In parts
 
     def _store_in_parts(self, attempt: OpenAttempt, candidate: Candidate) -> Stored:
-        upload, seal = self._begun(attempt, candidate)
+        upload, seal, kept = self._begun(attempt, candidate)
         check = RunningCheck(seal, candidate.entry.size, candidate.sha256) if self._settings.verify else None
         try:
             with (
@@ -339,7 +339,7 @@ class Uploader:
                 check or nullcontext(),
                 self._files.chunks(candidate) as chunks,
             ):
-                self._write_parts(upload, encoded_stream(chunks, candidate.entry.size, seal), seal, check)
+                self._write_parts(upload, encoded_stream(chunks, candidate.entry.size, seal), kept, check)
                 if check is not None:
                     check.finish()
         except _SealSpent:
@@ -354,38 +354,40 @@ class Uploader:
         self._settings.seals.drop(attempt.id)
         return stored
 
-    def _begun(self, attempt: OpenAttempt, candidate: Candidate) -> tuple[Upload, Seal | None]:
-        """The upload that a dead process had begun, where it can go on; otherwise a new one."""
+    def _begun(self, attempt: OpenAttempt, candidate: Candidate) -> tuple[Upload, Seal | None, KeptSeal | None]:
+        """The upload that a dead process had begun, where it can go on; otherwise a new one. Its seal, and that once more where
+        it is kept for another process."""
         stem = object_stem(attempt.hash)
         put = Attempt(attempt.id, self._settings.storage_class)
         if attempt.token:
             upload = self._objects.resume(stem, put, attempt.token)
-            seal = self._settings.seals.find(attempt.id, ENCODER) if self._keys.encrypted else None
-            if upload is not None and (seal is not None or not self._keys.encrypted):
-                self._check_same(candidate, seal)
-                return upload, seal
+            kept = self._settings.seals.find(attempt.id, ENCODER) if self._keys.encrypted else None
+            if upload is not None and (kept is not None or not self._keys.encrypted):
+                self._check_same(candidate, kept)
+                return upload, kept.seal if kept else None, kept
             if upload is not None:
                 upload.abort()
             self._progress.note(f"an interrupted upload cannot be continued, it starts again: {display(candidate.entry.path)}")
-        seal = self._keys.new_seal()
+        seal, kept = self._keys.new_seal(), None
         upload = self._objects.begin(stem, put, candidate.entry.size)
         if upload.token:
             if seal is not None:
-                self._settings.seals.keep(attempt.id, seal, ENCODER)
+                kept = self._settings.seals.keep(attempt.id, seal, ENCODER)
             self._state.mark((), [OpenAttempt(attempt.hash, attempt.id, attempt.expects, upload.token)])
-        return upload, seal
+        return upload, seal, kept
 
-    def _check_same(self, candidate: Candidate, seal: Seal | None) -> None:
+    def _check_same(self, candidate: Candidate, kept: KeptSeal | None) -> None:
         """Two different contents must never be sealed with one key: whoever saw both parts could tell them apart. So before a
-        seal is used again the whole file is read; `ChangedUnderfoot` when it is another one by now."""
-        if seal is not None:
+        seal is used again the whole file is read; `ChangedUnderfoot` when it is another one by now. What is written to it after
+        that shows part by part, before each is sent."""
+        if kept is not None:
             with self._files.chunks(candidate) as chunks:
                 for _ in chunks:
                     self._stop.check()
 
-    def _write_parts(self, upload: Upload, stored: Iterator[bytes], seal: Seal | None, check: RunningCheck | None) -> None:
+    def _write_parts(self, upload: Upload, stored: Iterator[bytes], kept: KeptSeal | None, check: RunningCheck | None) -> None:
         def write(number: int, part: bytes) -> None:
-            if seal is not None and upload.holds_other(number, part):
+            if kept is not None and (upload.holds_other(number, part) or not kept.may_send(number, part)):
                 raise _SealSpent
             upload.write_part(number, part)
 
