@@ -254,17 +254,53 @@ def test_two_crashes_of_one_upload(house: S3House) -> None:
     assert_stored(house)
 
 
+def unfinished(house: S3House) -> list[Any]:
+    assert house.server is not None
+    found: list[Any] = house.server.list_multipart_uploads(Bucket=house.bucket).get("Uploads", [])
+    return found
+
+
 def test_a_file_that_changed_since_is_sealed_anew_and_the_old_seal_goes(house: S3House) -> None:
     """Its content has another hash: nothing of the old attempt is used."""
     house = die(house, "upload.write_part", Fault.CRASH_AFTER, 2)
-    (before,) = house.seal_files
+    assert len(house.seal_files) == 1
     house.write("large", random.Random(2).randbytes(SIZE))
     house.backup()
     assert house.server is not None
     assert (house.server.begun, house.server.sent) == (2, list(range(1, PARTS + 1)))
-    assert set(house.seal_files) <= {before}
-    house.assert_safe()
-    assert house.again().plan() == []
+    assert (house.seal_files, house.server.aborted, unfinished(house)) == ({}, 1, [])
+    assert_stored(house)
+
+
+@pytest.mark.parametrize("fault", [None, "objects.resume", "upload.abort"])
+def test_of_a_file_that_is_gone_nothing_is_left(house: S3House, fault: str | None) -> None:
+    """Also where the store cannot be asked to give the upload up: the run goes on, and a bucket's rule takes what stays."""
+    house = die(house, "upload.write_part", Fault.CRASH_AFTER, 2)
+    (house.source / "large").unlink()
+    if fault is not None:
+        house.wrap = under(FaultPlan([on(fault, Fault.DENY)]))
+    assert house.backup().problems == []
+    assert (house.seal_files, len(unfinished(house))) == ({}, int(fault is not None))
+    house = house.again(wrap=as_they_are, notes=Notes())  # type: ignore[assignment]
+    with house.job() as job, backup.planned(job) as work:
+        assert work.sessions["photos"].state.resumable() == set()
+    house.assert_converged()
+
+
+def test_a_file_that_was_not_stored_keeps_its_seal(house: S3House) -> None:
+    """It was touched since it was planned. The run comes to its end, and the one after it goes on with the upload."""
+    house = die(house, "upload.write_part", Fault.CRASH_AFTER, 2)
+    before = house.seal_files
+    with house.job() as job, backup.planned(job) as work:
+        os.utime(house.source / "large", (7, 7))
+        _, problems = backup.apply(job, work, backup.ApplyOptions())
+    assert [problem.path for problem in problems] == [b"large"]
+    assert house.seal_files == before
+    house = house.again(notes=Notes())  # type: ignore[assignment]
+    house.backup()
+    assert house.server is not None
+    assert (house.server.begun, house.server.sent) == (1, [3, 4])
+    assert_stored(house)
 
 
 def test_other_bytes_are_never_sealed_with_the_same_seal(house: S3House) -> None:

@@ -250,6 +250,19 @@ class State:
         with _translated(self._path):
             return {row[0] for row in self._db.execute("SELECT id FROM attempts WHERE token != ''")}
 
+    def unwanted_uploads(self) -> list[OpenAttempt]:
+        """Those in parts whose content no dirty path may be under. At the end of a whole run nobody wants them any more: what it
+        asked for is settled, or dirty."""
+        query = "SELECT * FROM attempts WHERE token != '' AND NOT EXISTS (SELECT 1 FROM dirty WHERE dirty.hash = attempts.hash)"
+        with _translated(self._path):
+            return [OpenAttempt(*row) for row in self._db.execute(query).fetchall()]
+
+    def forget_attempts(self, hashes: Sequence[ContentHash]) -> None:
+        """What these may have left is not taken up any more."""
+        if hashes:
+            with self._transaction():
+                self._delete("attempts", "hash", hashes)
+
     def mark_pack(self, pack: OpenPack) -> None:
         """Durable before it returns: this put may happen."""
         row = (pack.id, pack.attempt, pack.checksum, pack.encoding, pack.stored_at, pack.members)

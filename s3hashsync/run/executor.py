@@ -121,9 +121,10 @@ class SourceExecutor:
             self._batch(batch)
         self._close_segment()
         self._c.stop.check()
-        # What dead processes have left in packs, and no step has asked for, is not taken up any more.
+        # What dead processes have left in packs or begun to send, and no step has asked for, is not taken up any more.
         self._c.state.forget_hashes()
         self._c.state.forget_packs([pack.id for pack in self._c.state.open_packs()])
+        self._c.uploader.give_up_unwanted()
         self._checkpoint_if_due()
 
     def _new_writer(self) -> SegmentWriter:

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 from s3hashsync.codec.names import display
@@ -353,6 +353,20 @@ class Uploader:
         stored = upload.complete()
         self._settings.seals.drop(attempt.id)
         return stored
+
+    def give_up_unwanted(self) -> None:
+        """At the end of a whole run: what dead processes had begun to send in parts, and no path needs any more, is aborted, and
+        no seal is left of it."""
+        unwanted = self._state.unwanted_uploads()
+        for attempt in unwanted:
+            # Best effort, as every abort: what stays is left to the bucket's rule, and nobody could go on with it.
+            with suppress(StoreError):
+                put = Attempt(attempt.id, self._settings.storage_class)
+                upload = self._objects.resume(object_stem(attempt.hash), put, attempt.token)
+                if upload is not None:
+                    upload.abort()
+        self._state.forget_attempts([attempt.hash for attempt in unwanted])
+        self._settings.seals.drop_all_but(self._state.resumable())
 
     def _begun(self, attempt: OpenAttempt, candidate: Candidate) -> tuple[Upload, Seal | None, KeptSeal | None]:
         """The upload that a dead process had begun, where it can go on; otherwise a new one. Its seal, and that once more where
