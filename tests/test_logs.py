@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import tempfile
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -303,6 +304,18 @@ def test_a_bomb_stops_at_its_first_line(folder: Path, encryption: bool, monkeypa
     bomb = frames([b"{", b" " * (64 << 20), b"}\n"])
     put(house, key, sealed(house, bomb) if encryption else bomb)
     assert "more than 1,048,576 bytes" in refusal(house, key)
+
+
+def test_a_bomb_of_line_feeds_takes_little_memory(plain: House) -> None:
+    """It is looked at before the HMAC is, and a list of so many lines takes ten times what they do."""
+    key = the_key(plain)
+    put(plain, key, frames([b"\n" * (64 << 20), b"\n"]))
+    tracemalloc.start()
+    try:
+        assert "is not JSON" in refusal(plain, key)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
 
 
 NO_LINES = [

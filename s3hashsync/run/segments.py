@@ -22,6 +22,8 @@ LONGEST_LINE = 16 << 20
 _BUFFER = 1 << 19
 _STEP = 1 << 11
 """Bytes of input at a time: so many expand to 64 MiB at most, and a bomb stops at the first line that is too long."""
+_SLICE = 1 << 20
+"""Bytes of output that are split at a time: a line in a list takes far more memory than the line feed that may be all of it."""
 _MAX_WINDOW = 1 << 27
 
 
@@ -147,8 +149,9 @@ def _decompressed(key: str, data: bytes) -> Iterator[bytes]:
             while place < len(data) and not decompressor.eof:
                 piece = view[place : place + _STEP]
                 place += len(piece)
-                if text := decompressor.decompress(piece):
-                    yield text
+                text = decompressor.decompress(piece)
+                for start in range(0, len(text), _SLICE):
+                    yield text[start : start + _SLICE]
             place -= len(decompressor.unused_data)
             if not decompressor.eof:
                 raise Corrupt(f"the run-log segment {key} is cut off")
