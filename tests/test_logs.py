@@ -14,6 +14,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ from s3hashsync.run.history import (
     read_segment,
     segment_key,
 )
+from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.progress import Silent
@@ -50,6 +52,7 @@ from s3hashsync.run.recovery_kit import facts_of, kit
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.run.repository import Segments
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
+from s3hashsync.run.segments import LineWriter
 from s3hashsync.run.snapshots import find_head, find_point, known_sources, segments_back
 from s3hashsync.stores.base import Index, ObjectStore, Write
 from tests.faulty import Fault, FaultPlan, FaultyObjects, on
@@ -294,6 +297,46 @@ def test_a_flipped_bit_is_found(folder: Path, encryption: bool) -> None:
             refusal(house, key)
         else:
             refused_anywhere(house, key)
+
+
+def spoiled(keys: Keyring, change: Callable[[LineWriter], None]) -> None:
+    """A segment that is spoiled before it is stored is not handed out."""
+    writer = LineWriter(keys, SOURCE)
+    for number in range(100):
+        writer.add(random.Random(number).randbytes(8000).hex().encode())
+    change(writer)
+    with pytest.raises(Corrupt, match="does not open to what was put into it: it was not stored"):
+        writer.finish(b'{"s3hashsync":"run-log"}')
+
+
+@pytest.mark.parametrize("encryption", [False, True], ids=["plain", "encrypted"])
+def test_what_does_not_open_is_not_stored(folder: Path, encryption: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit flips in memory: in compressed lines, in the header, or in what is sealed."""
+    chance = random.Random(5)
+
+    def flipped(data: bytes) -> bytes:
+        changed = bytearray(data)
+        changed[chance.randrange(len(data) // 2, len(data))] ^= 1 << chance.randrange(8)
+        return bytes(changed)
+
+    def frame(writer: LineWriter) -> None:
+        writer._parts[0] = flipped(writer._parts[0])
+
+    def lines(writer: LineWriter) -> None:
+        other = zstandard.ZstdCompressor().compressobj()
+        writer._parts, writer._compressor = [other.compress(b"other lines\n")], other
+
+    stream = age.Seal.stream
+    with House(folder, encryption=encryption).init().repository() as repository:
+        repository.keys.add_source(SOURCE)
+        spoiled(repository.keys, frame)
+        spoiled(repository.keys, lines)
+        with monkeypatch.context() as patch:
+            patch.setattr(segments, "chain", lambda head, rest: chain((frames([b'{"s3hashsync":"run-lag"}\n']),), rest))
+            spoiled(repository.keys, lambda writer: None)
+        if encryption:
+            monkeypatch.setattr(age.Seal, "stream", lambda seal, pieces: map(flipped, stream(seal, pieces)))
+            spoiled(repository.keys, lambda writer: None)
 
 
 @pytest.mark.parametrize("encryption", [False, True], ids=["plain", "encrypted"])

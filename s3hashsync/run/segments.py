@@ -1,7 +1,8 @@
 """A run-log segment as bytes: lines in zstd frames, with encryption sealed by age and closed by an HMAC.
 
-Decides the frames, what the HMAC covers, and that no line is handed out of a segment whose HMAC is not right: age says nothing of
-the sender, and whoever may write to the store could write a log. Knows no JSON and no store: lines are bytes here.
+Decides the frames, what the HMAC covers, that no line is handed out of a segment whose HMAC is not right (age says nothing of
+the sender, and whoever may write to the store could write a log), and that no segment is stored which does not open to the lines
+that were added: a history that cannot be read is found out about too late. Knows no JSON and no store: lines are bytes here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import zstandard
 from s3hashsync.codec.age import decrypt
 from s3hashsync.codec.zstd import FASTEST
 from s3hashsync.errors import Corrupt, WrongKey
-from s3hashsync.run.keyring import Keyring
+from s3hashsync.run.encoding import opened_again
+from s3hashsync.run.keyring import Keyring, Seal
 
 LONGEST_LINE = 16 << 20
 _BUFFER = 1 << 19
@@ -58,7 +60,27 @@ class LineWriter:
         head = zstandard.ZstdCompressor(level=FASTEST, write_checksum=True).compress(header)
         seal = self._keys.new_seal()
         frames = chain((head,), self._parts)
-        return b"".join(frames if seal is None else seal.stream(frames))
+        body = b"".join(frames if seal is None else seal.stream(frames))
+        try:
+            self._check_opens(body, seal, header)
+        except Corrupt as error:
+            raise Corrupt(
+                "the run log that was written a moment ago does not open to what was put into it: it was not stored",
+                "does this machine's memory fail? test it before you trust any backup of it",
+            ) from error
+        return body
+
+    def _check_opens(self, body: bytes, seal: Seal | None, header: bytes) -> None:
+        pieces = (body[at : at + _BUFFER] for at in range(0, len(body), _BUFFER))
+        digest, left = sha256(), header
+        for text in _decompressed("itself", opened_again(pieces, seal)):
+            here = left[: len(text)]
+            if not text.startswith(here):
+                raise Corrupt("its header is another one")
+            left = left[len(here) :]
+            digest.update(text[len(here) :])
+        if left or digest.digest() != self._digest.digest():
+            raise Corrupt("other lines come out of it")
 
     def _flush(self) -> None:
         self._digest.update(self._buffer)
@@ -122,7 +144,7 @@ def _all_but_last(lines: Iterator[bytes]) -> Iterator[bytes]:
 def _lines(key: str, frames: bytes) -> Iterator[bytes]:
     rest: list[bytes] = []
     length = 0
-    for piece in _decompressed(key, frames):
+    for piece in _decompressed(key, (frames,)):
         *whole, end = piece.split(b"\n")
         if whole:
             whole[0] = b"".join((*rest, whole[0]))
@@ -140,20 +162,26 @@ def _longest(lines: Iterable[bytes]) -> int:
     return max(map(len, lines), default=0)
 
 
-def _decompressed(key: str, data: bytes) -> Iterator[bytes]:
-    place = 0
-    view = memoryview(data)
+def _decompressed(key: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    decompressor = None
     try:
-        while place < len(data):
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj(write_size=1 << 18)
-            while place < len(data) and not decompressor.eof:
-                piece = view[place : place + _STEP]
-                place += len(piece)
-                text = decompressor.decompress(piece)
+        for piece in _in_steps(pieces):
+            rest = piece
+            while rest:
+                if decompressor is None or decompressor.eof:
+                    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj(write_size=1 << 18)
+                text = decompressor.decompress(rest)
                 for start in range(0, len(text), _SLICE):
                     yield text[start : start + _SLICE]
-            place -= len(decompressor.unused_data)
-            if not decompressor.eof:
-                raise Corrupt(f"the run-log segment {key} is cut off")
+                rest = decompressor.unused_data if decompressor.eof else b""
     except zstandard.ZstdError as error:
         raise Corrupt(f"the run-log segment {key} is damaged ({error})") from None
+    if decompressor is not None and not decompressor.eof:
+        raise Corrupt(f"the run-log segment {key} is cut off")
+
+
+def _in_steps(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    for piece in pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), _STEP):
+            yield view[at : at + _STEP]
