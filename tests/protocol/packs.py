@@ -35,7 +35,7 @@ from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.repository import Identity, Repository
 from s3hashsync.run.uploads import Uploader, UploadSettings
 from s3hashsync.stores.base import Outcome, Write
-from tests.protocol.explorer import Process, Remote
+from tests.protocol.explorer import CHECKSUM, Process, Remote
 
 LIVE, TRASH, PURGING, GONE = RecordState.LIVE, RecordState.TRASH, RecordState.PURGING, RecordState.GONE
 TERMS = Terms("STANDARD", 0, 0)
@@ -134,7 +134,7 @@ class Body(bytes):
 def pack_of(hashes: Iterable[ContentHash], id_: str) -> Pack:
     """Bytes do not count here, places do: every content has another one."""
     contents = {hash_: PackedContent(n, 1, 512, 9, 1) for n, hash_ in enumerate(hashes)}
-    return Pack(id_, Body(b"body"), "zstd", "sha256:", contents)  # type: ignore[arg-type]
+    return Pack(id_, Body(b"body"), "zstd", CHECKSUM, contents)  # type: ignore[arg-type]
 
 
 def fresh_id(remote: Remote) -> str:
