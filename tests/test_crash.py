@@ -30,8 +30,8 @@ from s3hashsync.core.model import ContentHash, Control, Record, RecordState, Rev
 from s3hashsync.disk import scratch
 from s3hashsync.disk.state import State
 from s3hashsync.errors import Interrupted, Missing, Refused, S3HashSyncError
-from s3hashsync.run import batches, executor, packing
-from s3hashsync.run.executor import CHANGES, SourceExecutor
+from s3hashsync.run import acknowledge, batches, packing
+from s3hashsync.run.acknowledge import CHANGES, Acknowledger
 from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.rebuild import rebuild_on_newest
 from s3hashsync.run.restore import RestoreOptions, apply_restore, planned_restore
@@ -668,7 +668,7 @@ def test_a_life_full_of_faults_ends_well(folder: Path, form: Form, monkeypatch: 
     chance = random.Random(seed)
     monkeypatch.setattr(batches, "BATCH_STEPS", chance.choice([1, 3, 7, 1000]))
     monkeypatch.setattr(batches, "PART_STEPS", chance.choice([1, 3, 7, 1000]))
-    monkeypatch.setattr(executor, "CHECKPOINT_FLOOR", chance.choice([10, 1000]))
+    monkeypatch.setattr(acknowledge, "CHECKPOINT_FLOOR", chance.choice([10, 1000]))
     if form:
         monkeypatch.setattr(packing, "MEMBERS", chance.choice([1, 2, 5, 1000]))
     house = live(folder, chance, form)
@@ -692,14 +692,14 @@ def noticed(folder: Path, then: Callable[[House], None] = nothing, **fields: obj
     return False
 
 
-def remove_first(self: SourceExecutor) -> None:
+def remove_first(self: Acknowledger) -> None:
     """REMOVE before the segment."""
     drops = {h: frozenset(names) for h, names in self._pending.drops.items()}
     self._c.ledger.remove(drops, self._c.lease.guard)
     CLOSE(self)
 
 
-def settle_first(self: SourceExecutor) -> None:
+def settle_first(self: Acknowledger) -> None:
     """Clean rows before the segment is stored."""
     pending = self._pending
     if pending.steps:
@@ -707,7 +707,7 @@ def settle_first(self: SourceExecutor) -> None:
     CLOSE(self)
 
 
-def remove_last(self: SourceExecutor) -> None:
+def remove_last(self: Acknowledger) -> None:
     """Clean rows before the removals."""
     pending = self._pending
     if not pending.steps:
@@ -718,14 +718,14 @@ def remove_last(self: SourceExecutor) -> None:
     pending.__init__(self._new_writer(), since=0.0)  # type: ignore[misc]
 
 
-CLOSE = SourceExecutor._close_segment
+CLOSE = Acknowledger.close_segment
 
 
 @pytest.mark.parametrize("wrong", [remove_first, settle_first, remove_last])
 def test_the_order_of_segment_removals_and_rows_matters(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[SourceExecutor], None]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Acknowledger], None]
 ) -> None:
-    monkeypatch.setattr(SourceExecutor, "_close_segment", wrong)
+    monkeypatch.setattr(Acknowledger, "close_segment", wrong)
     assert noticed(folder)
 
 

@@ -573,21 +573,23 @@ class Markers:
 
 
 class Book:
-    """A ledger on SQLite with one live content under the name c, and the markers of its store."""
+    """An index in SQLite with one live content under the name c, and the markers of its store. One host adds, another removes."""
 
     def __init__(self, folder: Path, terms: Terms = TERMS, *, denied: bool = False) -> None:
         self.index = SqliteIndex(str(folder / "index.db"), create=True)
         self.index.write([Write(record(LIVE, "c"), None)])
         self.markers = Markers(denied=denied)
-        chance = random.Random(1)
-        self.ledger = Ledger(self.index, self.markers, terms, lambda: 2_000.0, chance.randbytes)  # type: ignore[arg-type]
+        self.adding, self.removing = (
+            Ledger(self.index, self.markers, terms, lambda: 2_000.0, random.Random(host).randbytes)  # type: ignore[arg-type]
+            for host in (1, 2)
+        )
 
     def add(self, name: str) -> None:
-        answer = self.ledger.add({H: frozenset({StoredName(name)})}, no_uploads, no_guard)[H]
+        answer = self.adding.add({H: frozenset({StoredName(name)})}, no_uploads, no_guard)[H]
         assert isinstance(answer, Record)
 
     def remove(self, name: str) -> None:
-        self.ledger.remove({H: frozenset({StoredName(name)})}, no_guard)
+        self.removing.remove({H: frozenset({StoredName(name)})}, no_guard)
 
     def state(self) -> RecordState:
         item = self.index.read([KEY])[KEY]

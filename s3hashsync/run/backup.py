@@ -21,7 +21,8 @@ from s3hashsync.disk.seals import SealFiles
 from s3hashsync.disk.state import State
 from s3hashsync.errors import Locked, Refused, S3HashSyncError, UsageError
 from s3hashsync.run.candidates import SourceFiles
-from s3hashsync.run.executor import RunContext, SourceExecutor
+from s3hashsync.run.context import RunContext
+from s3hashsync.run.executor import SourceExecutor
 from s3hashsync.run.frames import FrameMaker, SharedFrames, ThreadFrames
 from s3hashsync.run.gather import gather, look_up
 from s3hashsync.run.gathering import Gathering

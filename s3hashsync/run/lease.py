@@ -7,6 +7,7 @@ it writes them, and because the first run of a new owner writes every name that 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -68,18 +69,22 @@ def _facts(item: Control) -> SourceFacts:
 
 
 class Lease:
-    """The right to change one source, held by one run."""
+    """The right to change one source, held by one run. For any thread."""
 
     def __init__(self, index: Index, facts: SourceFacts, rev: Rev, entropy: Callable[[int], bytes]) -> None:
         self._index = index
         self._entropy = entropy
+        # While the item is written, its new rev may be there and not known here.
+        self._lock = threading.Lock()
         self._rev = rev
         self.facts = facts
 
     def guard(self) -> None:
         """Raises `Locked` when another run has taken this source over."""
-        item = self._index.read([PREFIX + self.facts.name]).get(PREFIX + self.facts.name)
-        if not isinstance(item, Control) or item.rev != self._rev:
+        with self._lock:
+            item = self._index.read([PREFIX + self.facts.name]).get(PREFIX + self.facts.name)
+            ours = isinstance(item, Control) and item.rev == self._rev
+        if not ours:
             owner = f" by {item.get('host')}" if isinstance(item, Control) else ""
             raise Locked(
                 f"source {self.facts.name} was taken over{owner} while this run was working",
@@ -96,8 +101,9 @@ class Lease:
         self._write(replace(self.facts, files=files, size=size, unfinished=not whole))
 
     def _write(self, facts: SourceFacts) -> None:
-        self._rev = write_facts(self._index, facts, self._rev, self._entropy)
-        self.facts = facts
+        with self._lock:
+            self._rev = write_facts(self._index, facts, self._rev, self._entropy)
+            self.facts = facts
 
 
 def acquire(

@@ -13,6 +13,7 @@ Decides nothing about files, plans or logs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -91,7 +92,7 @@ _Pending = TypeVar("_Pending")
 
 
 class Ledger:
-    """Adds names to contents and removes them. One thread at a time."""
+    """Adds names to contents and removes them. For any thread: one of them adds or removes at a time."""
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Ledger:
         self._terms = terms
         self._clock = clock
         self._entropy = entropy
+        self._turn = threading.Lock()
         self.tally = Tally()
 
     # ADD
@@ -121,12 +123,13 @@ class Ledger:
         record a moment ago and are not looked up again; one that has come since refuses the write."""
         pending = dict(wanted)
         done: dict[ContentHash, Record | S3HashSyncError] = {}
-        for _ in range(ROUNDS):
-            if not pending:
-                return done
-            records = self.records(pending.keys() - absent)
-            self._add_round(pending, records, done, supplier, guard)
-            absent = ()
+        with self._turn:
+            for _ in range(ROUNDS):
+                if not pending:
+                    return done
+                records = self.records(pending.keys() - absent)
+                self._add_round(pending, records, done, supplier, guard)
+                absent = ()
         for hash_ in pending:
             done[hash_] = Unreachable(f"the record of {hash_.hex()} keeps changing", "run apply again")
         return done
@@ -271,13 +274,16 @@ class Ledger:
         changing; what was not removed is found again by the next run."""
         pending = dict(dropped)
         trashed: dict[ContentHash, Rev] = {}
-        for _ in range(ROUNDS):
-            if not pending:
-                break
-            self._remove_round(pending, trashed, guard)
-        if pending:
-            raise Unreachable("records keep changing while names are removed from them", "run apply again")
-        self._mark(trashed)
+        if not pending:
+            return
+        with self._turn:
+            for _ in range(ROUNDS):
+                if not pending:
+                    break
+                self._remove_round(pending, trashed, guard)
+            if pending:
+                raise Unreachable("records keep changing while names are removed from them", "run apply again")
+            self._mark(trashed)
 
     def _remove_round(
         self,
