@@ -668,6 +668,7 @@ def test_a_life_full_of_faults_ends_well(folder: Path, form: Form, monkeypatch: 
     chance = random.Random(seed)
     monkeypatch.setattr(batches, "BATCH_STEPS", chance.choice([1, 3, 7, 1000]))
     monkeypatch.setattr(batches, "PART_STEPS", chance.choice([1, 3, 7, 1000]))
+    monkeypatch.setattr(acknowledge, "SEGMENT_STEPS", chance.choice([1, 3, 7, 1000]))
     monkeypatch.setattr(acknowledge, "CHECKPOINT_FLOOR", chance.choice([10, 1000]))
     if form:
         monkeypatch.setattr(packing, "MEMBERS", chance.choice([1, 2, 5, 1000]))
