@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from s3hashsync.run import history
 from tests.program import Program
 from tests.recovery import (
     CONFIG,
@@ -280,6 +281,108 @@ def test_the_kit_notices_a_segment_that_is_not_what_its_name_says(kept: Kept, tm
     last.write_bytes(first.read_bytes())
     done = kept.script("list-source.sh", *kept.options, "docs", REPOSITORY=str(copy), code=1)
     assert b"is not what its name says" in done.stderr
+
+
+def test_the_scripts_know_segments_and_sources_as_the_program_does() -> None:
+    common = (ROOT / "s3hashsync" / "recovery" / "common.sh").read_text()
+    for name, rule in (("SEGMENT_NAME", history._SEGMENT_NAME), ("SOURCE_NAME", history.SOURCE_NAME)):
+        assert f"{name}='^{rule.pattern}$'\n" in common
+
+
+@plain
+def test_what_has_no_segments_name_is_not_the_newest_one(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    logs = copy / "runs" / "docs"
+    for name in (
+        "20990101T000000Z-00000000.000001~",
+        "20990101T000000Z-copy.000001",
+        "Thumbs.db",
+        "zz\n20990101T000000Z-00000000.000001",
+    ):
+        (logs / name).write_text("not a segment")
+    (logs / "zz").mkdir()
+    kept.script("restore-source.sh", "docs", str(tmp_path / "kit"), REPOSITORY=str(copy))
+    assert picture(tmp_path / "kit") == picture(kept.docs)
+    done = page(kept, tmp_path / "page", REPOSITORY=str(copy))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert picture(tmp_path / "page") == picture(kept.docs)
+    for segment in kept.segments():
+        (logs / segment.name).unlink()
+    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
+    assert b"there are no run logs of a source docs" in done.stderr
+
+
+@plain
+def test_the_segment_before_is_no_path_to_elsewhere(kept: Kept, tmp_path: Path) -> None:
+    """What is opened is written beside the others, under the name that a log says."""
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    *_, before, last = kept.segments()
+    (copy / "runs" / "docs" / "!" / "up").mkdir(parents=True)
+    stray = copy / "runs" / "docs" / "!" / before.name
+    shutil.copy(before, stray)
+    lines = opened_lines(kept, last)
+    header = json.loads(lines[0]) | {"previous": f"runs/docs/!/up/../{before.name}"}
+    written(kept, copy / "runs" / "docs" / last.name, [json.dumps(header).encode() + b"\n", *lines[1:]])
+    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
+    assert b"does not belong to the log of docs" in done.stderr
+    assert b"cannot be one" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
+
+
+# Names on a terminal
+
+ODD = '\x1b]0;title\x07 \x9b31m \u202egnp \u2028 \x7f \xa0 \U000e0041 ü 😀 \\ "\n'
+SHOWN = r"\u001b]0;title\u0007 \u009b31m \u202egnp \u2028 \u007f \u00a0 \udb40\udc41 ü 😀"
+
+
+def assert_quiet(said: bytes) -> None:
+    """Nothing in it but lines of what can be seen."""
+    assert all(line.isprintable() for line in said.decode().splitlines()), said
+
+
+@opposites
+def test_no_name_reaches_the_terminal_as_it_is(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    last = max((copy / "runs" / "docs").iterdir())
+    lines = opened_lines(kept, last)
+    entry = next(json.loads(line) for line in lines if b'"later.txt"' in line)
+    planted = [entry | {"path": f"{ODD}/whole"}, entry | {"path": f"{ODD}/damaged", "sha256": "0" * 64}]
+    planted += [entry | {"path": f"../{ODD}"}, entry | {"path": "odd", "sha256": "\x1b[2J", "hash": "\x9b2J"}]
+    planted += [{"type": "file", "path": ODD * 9, "mode": "0600", "mtime": 0, "uid": 0, "gid": 0, "size": 0}]
+    planted += [{"type": "symlink", "path": f"{ODD * 9}/link", "mode": "0777", "mtime": 0, "uid": 0, "gid": 0, "target": "x"}]
+    written(kept, last, [lines[0], *(json.dumps(one).encode() + b"\n" for one in planted), *lines[1:]])
+    (copy / "runs" / ODD.replace("/", "")).mkdir()
+    done = kept.script("list-source.sh", REPOSITORY=str(copy))
+    assert done.stdout == b"docs\n"
+    options = ["--unchecked", *kept.options]
+    done = kept.script("list-source.sh", *options, "docs", REPOSITORY=str(copy))
+    assert_quiet(done.stdout + done.stderr)
+    (line,) = [line for line in done.stdout.decode().splitlines() if line.endswith('/whole"')]
+    assert SHOWN in line
+    assert json.loads(line.split(" ", 3)[3]) == f"{ODD}/whole"
+    done = kept.script("restore-source.sh", *options, "docs", str(tmp_path / "kit"), REPOSITORY=str(copy), code=1)
+    assert_quiet(done.stdout + done.stderr)
+    assert f'{SHOWN} \\ "\\u000a/damaged\n' in done.stderr.decode()
+    for why in ("refused: {}/../", "could not be made: {}/", "refused: {}/"):
+        assert why.format(tmp_path / "kit") + SHOWN in done.stderr.decode()
+    assert (tmp_path / "kit" / ODD / "whole").read_bytes() == (kept.docs / "later.txt").read_bytes()
+    done = kept.script("restore-source.sh", *options, "-p", "\x1b[2J", "docs", str(tmp_path / "none"), code=1)
+    assert b"there is no path \\u001b[2J in docs" in done.stderr
+    done = page(kept, tmp_path / "page", REPOSITORY=str(copy))
+    assert b"?]0;title? ?31m ?gnp ? ?" in done.stdout
+    assert all(character not in done.stdout.decode() for character in "\x1b\x9b\u202e\u2028")
+
+
+@plain
+def test_a_name_that_is_not_utf8_is_listed_and_restored(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    assert b'"not \xef\xbf\xbd utf-8"\n' in kept.script("list-source.sh", "docs").stdout
+    for number, name in enumerate((b"not \xff utf-8", "not \ufffd utf-8".encode())):
+        back = tmp_path / str(number)
+        kept.script("restore-source.sh", "-p", os.fsdecode(name), "docs", str(back))
+        assert os.listdir(os.fsencode(back)) == [b"not \xff utf-8"]
 
 
 # What somebody else has written

@@ -15,13 +15,29 @@ CHECK=yes
 STAGE=
 POSITIONAL=()
 
+# What can be the name of a source, and of a segment of its run log: nothing else is taken for one.
+SOURCE_NAME='^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$'
+SEGMENT_NAME='^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}\.[0-9]{6}$'
+
+# Text for a terminal: what moves its cursor, hides, or turns the direction of writing is escaped as in JSON. In jq; the programs that
+# use it begin with it.
+SHOWN='def unit: . as $n | "\\u" + ([4096, 256, 16, 1] | map(($n / . | floor) % 16 | "0123456789abcdef"[.:. + 1]) | add);
+  def escaped: explode[0]
+    | if . < 65536 then unit else . - 65536 | (55296 + (. / 1024 | floor) | unit) + (56320 + . % 1024 | unit) end;
+  def shown: gsub("(?<odd>[\\p{C}\\p{Zl}\\p{Zp}]|[^\\P{Zs} ])"; .odd | escaped);'
+
 die() {
-  printf 'error: %s\n' "$*" >&2
+  note "error: $*"
   exit 1
 }
 
+# Anybody may have chosen the names in it.
 note() {
-  printf '%s\n' "$*" >&2
+  local text="$*"
+  if [[ $text == *[^[:print:]]* ]]; then
+    if command -v jq > /dev/null; then text=$(printf '%s' "$text" | jq -Rrs "$SHOWN shown"); else text=${text//[^[:print:]]/?}; fi
+  fi
+  printf '%s\n' "$text" >&2
 }
 
 need() {
@@ -165,16 +181,18 @@ hkdf() {
 # Leaves one line for each path of the newest state (or the one at $AT) in $WORK/state.jsonl.
 read_logs() {
   local source=$1 segment header each first
-  [[ $source =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "$source is no name of a source"
+  [[ $source =~ $SOURCE_NAME ]] || die "$source is no name of a source"
   documents "runs/$source"
   cd "$WORK"
   segment='' first=''
   for each in "runs/$source"/*; do
-    [ -f "$each" ] || die "there are no run logs of a source $source: list-source.sh names the sources"
+    # Whatever else lies there (a file manager's notes, a copy) must not pass for the newest of them.
+    [[ -f $each && ${each##*/} =~ $SEGMENT_NAME ]] || continue
     first=${first:-${each##*/}}
     # A run has the time at which it began in its name.
     if [ -z "$AT" ] || [[ ! ${each##*/} > "$AT~" ]]; then segment=$each; fi
   done
+  [ -n "$first" ] || die "there are no run logs of a source $source: list-source.sh names the sources"
   [ -n "$segment" ] || die "nothing of $source is as old as $AT: its oldest run log is of ${first%%-*}"
   SEGMENTS=()
   mkdir -p "lines/runs/$source"
@@ -188,7 +206,9 @@ read_logs() {
     SEGMENTS=("$segment" ${SEGMENTS[@]+"${SEGMENTS[@]}"})
     [ "$(jq -r .kind <<< "$header")" != checkpoint ] || break
     header=$(jq -r .previous <<< "$header")
-    [ -z "$header" ] || [[ $header == runs/$source/* && $header < $segment ]] || die "$segment does not belong to the log of $source"
+    # From here on it is a path.
+    [ -z "$header" ] || [[ $header == runs/$source/* && ${header#"runs/$source/"} =~ $SEGMENT_NAME && $header < $segment ]] ||
+      die "$segment does not belong to the log of $source"
     segment=$header
   done
   note "state of $(head -n 1 "lines/${SEGMENTS[-1]}" | jq -r '.time | floor | todate'), by ${#SEGMENTS[@]} segment(s) of the run log"

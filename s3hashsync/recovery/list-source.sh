@@ -14,9 +14,10 @@ if [ ${#POSITIONAL[@]} = 0 ]; then
     s3 s3 ls "s3://$BUCKET/${PREFIX:+$PREFIX/}runs/" | sed -n 's/^ *PRE \(.*\)\/$/\1/p'
   else
     ls "$REPOSITORY/runs"
-  fi
+  fi | sed -nE "/$SOURCE_NAME/p"
   exit 0
 fi
 open_repository
 read_logs "${POSITIONAL[0]}"
-jq -r 'select(.type == "file") | "\(.sha256 // "(empty)") \(.hash // "-") \(.content.location // "-") \(.path | tojson)"' state.jsonl
+jq -r "$SHOWN"'select(.type == "file")
+  | "\(.sha256 // "(empty)") \(.hash // "-") \(.content.location // "-") \(.path | tojson)" | shown' state.jsonl

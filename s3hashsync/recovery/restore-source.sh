@@ -170,7 +170,7 @@ forget
 while read -r location hash sha256 name mode mtime owner size; do
   path_of "$name" || { fails "refused: $path"; continue; }
   if [ "$hash" = - ]; then
-    if { [ -d "${path%/*}" ] || mkdir -p -- "${path%/*}"; } && { : > "$path"; }; then
+    if { [ -d "${path%/*}" ] || mkdir -p -- "${path%/*}"; } && { : > "$path"; } 2> /dev/null; then
       remember "$name" "$mode" "$mtime" "$owner"
       files=$((files + 1))
     else
@@ -211,7 +211,7 @@ while read -r name target owner; do
   path_of "$name" || { fails "refused: $path"; continue; }
   plain "$target"
   # A forged log could name a path below another symlink, or one that is a folder as well.
-  if cd -P -- "${path%/*}" && [ "$PWD" = "${path%/*}" ] && ln -sT -- "$text" "$path"; then
+  if cd -P -- "${path%/*}" 2> /dev/null && [ "$PWD" = "${path%/*}" ] && ln -sT -- "$text" "$path"; then
     printf '%s %s\n' "$owner" "$name" >> "$WORK/owners"
   else
     fails "refused: $path"

@@ -18,6 +18,7 @@ read_logs "${POSITIONAL[0]}"
 # One object or pack: asks for it unless it is on its way or ready, and leaves one word in `results`.
 thaw() {
   local kind=$1 name=$2 version class=$4 state days text
+  [[ $name =~ ^[0-9a-f]+$ ]] || die "$kind/$name is no name that can be"
   decode "$3"
   version=$text
   local options=(--bucket "$BUCKET" --key "$(key_of "$kind" "$name" "$version")")
