@@ -1,8 +1,11 @@
-"""Where tests keep their files, and how long one may take."""
+"""Where tests keep their files, the folder that goes when a test does, and how long one may take."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,13 @@ from tests.memory import fast_folder
 RAISED = ("S3HASHSYNC_SLOW", "S3HASHSYNC_KILLS", "S3HASHSYNC_LIVES", "S3HASHSYNC_ROUNDS")
 LONG = 3600.0
 INTEGRATION = 600.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Goes with the test: pytest keeps those of the last runs, and memory is dear."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
+        yield Path(name)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -39,7 +39,7 @@ from s3hashsync.run.uploads import Uploader
 from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
 from tests.faulty import CRASHES, Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, at, on
-from tests.harness import SLOW, House, Wrap, as_they_are, fast_folder
+from tests.harness import SLOW, House, Wrap, as_they_are
 
 Form = dict[str, object]
 """How a house is made: fields of `House`."""
@@ -49,12 +49,6 @@ THOROUGH = bool(os.environ.get("S3HASHSYNC_SLOW"))
 LIVES = int(os.environ.get("S3HASHSYNC_LIVES", "12"))
 KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "10"))
 ORIGINAL_TRANSACTION = State._transaction
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
 
 
 @pytest.fixture

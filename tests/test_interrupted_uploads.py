@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from s3hashsync.stores.sqlite import SqliteIndex
 from tests import servers
 from tests.aws_places import fresh_bucket, settings
 from tests.faulty import Crash, Fault, FaultPlan, on
-from tests.harness import House, as_they_are, fast_folder
+from tests.harness import House, as_they_are
 from tests.test_crash import assert_restorable, child, state_under, under
 
 KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "5"))
@@ -110,12 +109,6 @@ class S3House(House):
 def ministack() -> Iterator[str]:
     with servers.ministack() as endpoint:
         yield endpoint
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
 
 
 @pytest.fixture

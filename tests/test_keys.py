@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,19 +54,13 @@ from s3hashsync.stores.sqlite import SqliteIndex
 from tests import servers
 from tests.aws_places import fresh_objects
 from tests.faulty import Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, Operation, at
-from tests.harness import House, fast_folder
+from tests.harness import House
 
 RANDOM = random.Random(5)
 NOW = 1_795_000_000
 WORD = Passphrase("correct horse battery staple", work_factor=4)
 CRASHES = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
 ORIGINAL_WRITE, ORIGINAL_REMOVE = PrivateFile._write, PrivateFile.remove
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
 
 
 def person() -> X25519Identity:

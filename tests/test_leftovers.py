@@ -6,8 +6,7 @@ import errno
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,13 @@ from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.stores import folder as folders
 from s3hashsync.stores.base import Attempt, Body, Stored, Write
 from tests.faulty import Fault, FaultPlan, FaultyObjects, on
-from tests.harness import House, as_they_are, fast_folder
+from tests.harness import House, as_they_are
 from tests.test_crash import PACKED, Form, run_under
 from tests.test_pack_runs import NAMES, assert_all_well, between, filled, items, kinds, on_items, packs_in
+from tests.test_pack_runs import five_in_a_pack as five_in_a_pack
 from tests.test_two_hosts import TAKE_OVER, other_machine
 
 PUT_AND_DIED = [on("objects.put", Fault.CRASH_AFTER)]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def house(folder: Path) -> House:
-    return filled(House(folder, **PACKED).init())  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=[{}, PACKED], ids=["plain", "packed and encrypted"])

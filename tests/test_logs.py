@@ -9,10 +9,9 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -57,17 +56,11 @@ from s3hashsync.run.segments import LineWriter
 from s3hashsync.run.snapshots import find_head, find_point, known_sources, segments_back
 from s3hashsync.stores.base import Index, ObjectStore, Write
 from tests.faulty import Fault, FaultPlan, FaultyObjects, on
-from tests.harness import SOURCE, House, as_they_are, fast_folder
+from tests.harness import SOURCE, House, as_they_are
 from tests.test_crash import run_under
 from tests.test_two_hosts import TAKE_OVER, other_machine
 
 PACKED = PackSettings(below=8 << 20, size=64 << 20)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
 
 
 def filled(house: House) -> House:

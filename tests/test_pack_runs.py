@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -29,7 +28,7 @@ from s3hashsync.run.keyring import Seal
 from s3hashsync.stores.base import Attempt, Body, Stored
 from s3hashsync.stores.local import SINGLE_PUT_LIMIT
 from tests.faulty import Crash, Fault, FaultPlan, FaultyObjects, Operation, Rule, on
-from tests.harness import House, as_they_are, fast_folder
+from tests.harness import House, as_they_are
 from tests.test_crash import PACKED, assert_restorable, assert_stored_once, copies_of_contents, run_under, state_under, under
 
 ZSTD = bytes.fromhex("28b52ffd")
@@ -38,14 +37,8 @@ ZSTD = bytes.fromhex("28b52ffd")
 NAMES = ("a", "b", "c", "d", "e")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def house(folder: Path) -> House:
+@pytest.fixture(name="house")
+def five_in_a_pack(folder: Path) -> House:
     """Five small files, not backed up yet; all go into one pack."""
     return filled(House(folder, **PACKED).init())  # type: ignore[arg-type]
 

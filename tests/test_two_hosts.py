@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,11 @@ from s3hashsync.run.history import CHECKPOINT, read_header
 from s3hashsync.run.lease import Lease, read_source
 from s3hashsync.stores.base import Index, Outcome, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
-from tests.harness import House, as_they_are, fast_folder
+from tests.harness import House, as_they_are
 from tests.test_crash import PACKED, Form, assert_restorable
 
 ROUNDS = int(os.environ.get("S3HASHSYNC_ROUNDS", "10"))
 TAKE_OVER = backup.ApplyOptions(take_over=True)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
-        yield Path(name)
 
 
 @pytest.fixture
