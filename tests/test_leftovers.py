@@ -19,7 +19,7 @@ from s3hashsync.core.plan import path_of
 from s3hashsync.disk.spool import Spool
 from s3hashsync.disk.state import State
 from s3hashsync.errors import Denied, Locked, StoreError, Unreachable
-from s3hashsync.run import gather, packing, rehash, uploads
+from s3hashsync.run import gather, packing, rehash, stored_packs
 from s3hashsync.run.frames import DoesNotOpen
 from s3hashsync.run.ledger import Terms
 from s3hashsync.run.progress import Silent
@@ -191,7 +191,7 @@ def test_a_state_made_anew_remembers_no_pack(house: House) -> None:
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_the_item_that_says_how_many_there_are_comes_last(house: House, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
-    monkeypatch.setattr(uploads, "MEMBERS_IN_ITEM", 2)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 2)
     run_under(house, FaultPlan([on_items(Fault.CRASH_AFTER, nth)]))
     there = items(house)
     assert len(there) == nth

@@ -26,7 +26,7 @@ from s3hashsync.core.model import ContentHash, Control, PackAt, RecordState, Rev
 from s3hashsync.core.plan import UpdateMetadata
 from s3hashsync.disk.catalogue import Catalogue
 from s3hashsync.errors import Corrupt, ExitCode, Refused, S3HashSyncError, WrongKey
-from s3hashsync.run import hashing, listing, reindex, segments
+from s3hashsync.run import hashing, listing, reindex, segments, stored_packs
 from s3hashsync.run import repository as repositories
 from s3hashsync.run.drill import drill
 from s3hashsync.run.history import (
@@ -771,7 +771,7 @@ def test_many_members_take_many_items(folder: Path, monkeypatch: pytest.MonkeyPa
     house = filled(House(folder, pack=PACKED).init())
     (whole,) = pack_items(house).values()
     without_index(house)
-    monkeypatch.setattr(reindex, "MEMBERS_IN_ITEM", 2)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 2)
     rebuilt(house)
     items = pack_items(house)
     assert items.keys() == {whole.key, f"{whole.key}.1", f"{whole.key}.2"}

@@ -1,5 +1,5 @@
-"""Packs under every interleaving and fault: the real `Uploader` and `Ledger` against PURGE PACK, and each rule of both taken
-out."""
+"""Packs under every interleaving and fault: the real `StoredPacks`, `Uploader` and `Ledger` against PURGE PACK, and each rule of
+both taken out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from s3hashsync.core.model import ContentHash, Control, PackAt, Record, RecordState, Rev, StoredName, pack_key, pack_stem
 from s3hashsync.errors import Corrupt
-from s3hashsync.run import uploads
-from s3hashsync.run.uploads import Uploader
+from s3hashsync.run import stored_packs
+from s3hashsync.run.stored_packs import StoredPacks
 from tests.harness import SLOW
 from tests.protocol.explorer import Faults, Process
 from tests.protocol.packs import FIRST, OLD, A, B, Purging, constant_id, fresh_id, packs, purges, removes
@@ -34,11 +34,11 @@ def listing(*members: ContentHash) -> Control:
     return Control(pack_key(OLD), Rev(b"item"), (("parts", "1"),), b"".join(members))
 
 
-def scenarios(uploader: type[Uploader] = Uploader, draw=fresh_id, rules: Purging = RIGHT) -> list[Scenario]:
-    """With `uploader`, `draw` or `rules`, a rule is taken out."""
+def scenarios(kind: type[StoredPacks] = StoredPacks, draw=fresh_id, rules: Purging = RIGHT) -> list[Scenario]:
+    """With `kind`, `draw` or `rules`, a rule is taken out."""
 
     def up(host: str = "one", **wanted: str) -> Process:
-        return packs(host, wanted or BOTH, uploader, draw)
+        return packs(host, wanted or BOTH, kind, draw)
 
     purge, last = purges(rules), purges(replace(rules, last=True))
     trash = [member(A, TRASH), member(B, TRASH), listing(A, B)]
@@ -77,7 +77,7 @@ def test_packs_at_a_crash_a_lost_answer_and_a_delayed_request_at_once(scenario: 
 
 
 def test_a_list_of_members_in_two_items_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MEMBERS_IN_ITEM", 1)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 1)
     for scenario in scenarios()[:2]:
         for faults in BUDGETS:
             holds(scenario, faults, limit=10_000)
@@ -86,53 +86,54 @@ def test_a_list_of_members_in_two_items_holds(monkeypatch: pytest.MonkeyPatch) -
 # Each rule of PACK taken out
 
 
-class ReadsAfterThePut(Uploader):
+class ReadsAfterThePut(StoredPacks):
     """The members' revs are those from after the put."""
 
-    def _put_pack(self, pack, needed):
-        super()._put_pack(pack, needed)
+    def _put(self, pack, needed):
+        super()._put(pack, needed)
         items = self._index.read([hash_.hex() for hash_ in needed])
         for hash_ in needed:
             now = items.get(hash_.hex())
             self._ready[hash_] = replace(self._ready[hash_], expects=now.rev if now else None)
 
 
-class ItemAfterThePack(Uploader):
-    def _put_pack(self, pack, needed):
-        super()._put_pack(pack, needed)
-        super()._write_item(pack, "")
+class ItemAfterThePack(StoredPacks):
+    def _put(self, pack, needed):
+        super()._put(pack, needed)
+        super()._list(pack, "")
 
-    def _write_item(self, pack, attempt):
+    def _list(self, pack, attempt):
         """Not yet."""
 
 
-class UsesAgain(Uploader):
+class UsesAgain(StoredPacks):
     """Offers a pack's bytes also after a write that was refused."""
 
-    def __call__(self, needed):
-        kept = dict(self._ready)
-        self._ready = {h: replace(one, expects=needed[h]) if h in needed else one for h, one in kept.items()}
-        answers = super().__call__(needed)
-        self._ready = kept
-        return answers
+    def take(self, hash_, rev):
+        if (kept := self._ready.get(hash_)) is None:
+            return None
+        self._ready[hash_] = replace(kept, expects=rev)
+        supply = super().take(hash_, rev)
+        self._ready[hash_] = kept
+        return supply
 
 
-class AdoptsOnAnyRev(Uploader):
+class AdoptsOnAnyRev(StoredPacks):
     """Takes up what a dead process stored, whatever became of the record since."""
 
-    def __call__(self, needed):
-        for hash_, one in self._ready.items():
-            if hash_ in needed and one.pack.adopted:
-                self._ready[hash_] = replace(one, expects=needed[hash_])
-        return super().__call__(needed)
+    def take(self, hash_, rev):
+        one = self._ready.get(hash_)
+        if one is not None and one.pack.adopted:
+            self._ready[hash_] = replace(one, expects=rev)
+        return super().take(hash_, rev)
 
 
-class OverwritesNoItem(Uploader):
+class OverwritesNoItem(StoredPacks):
     """Uses an id that has an item already."""
 
-    def _write_item(self, pack, attempt):
+    def _list(self, pack, attempt):
         try:
-            super()._write_item(pack, attempt)
+            super()._list(pack, attempt)
         except Corrupt:
             return
 
@@ -154,7 +155,7 @@ def caught_by_any(searched: Sequence[Scenario], word: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [ReadsAfterThePut, ItemAfterThePack, UsesAgain, AdoptsOnAnyRev])
-def test_packing_needs(wrong: type[Uploader]) -> None:
+def test_packing_needs(wrong: type[StoredPacks]) -> None:
     caught_by_any(scenarios(wrong), "bytes that are deleted")
 
 
@@ -163,7 +164,7 @@ def test_a_pack_must_have_an_id_of_its_own() -> None:
 
 
 def test_an_id_that_comes_twice_is_refused() -> None:
-    """The real uploader stops: then the machine has no randomness."""
+    """The real ones stop: then the machine has no randomness."""
     scenario = Scenario("twice", [packs("one", {"x": "a"}, draw=constant_id), packs("two", {"z": "b"}, draw=constant_id)])
     with pytest.raises(Corrupt, match="has an item"):
         scenario.search(Faults())
@@ -191,7 +192,7 @@ def test_purging_a_pack_needs(rules: Purging) -> None:
 
 
 def test_purging_a_pack_needs_all_items_of_its_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MEMBERS_IN_ITEM", 1)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 1)
     caught_by_any(scenarios(rules=Purging(all_items=False)), "bytes that are deleted")
 
 

@@ -20,7 +20,7 @@ from s3hashsync.core.model import Control, PackAt, RecordState, pack_key
 from s3hashsync.core.plan import StoreContent
 from s3hashsync.disk.spool import Spool
 from s3hashsync.errors import S3HashSyncError
-from s3hashsync.run import backup, candidates, encoding, frames, helper, packing, rehash, uploads
+from s3hashsync.run import backup, candidates, encoding, frames, helper, packing, rehash, stored_packs, uploads
 from s3hashsync.run.encoding import encoded, encoded_stream
 from s3hashsync.run.frames import DoesNotOpen
 from s3hashsync.run.helper import Helper
@@ -248,7 +248,7 @@ def test_the_order_is_revs_mark_item_pack_records(house: House) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_members_in_several_items(house: House, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(uploads, "MEMBERS_IN_ITEM", size)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", size)
     house.backup()
     found = items(house)
     (id_,) = {at.location.pack for at in house.records().values() if isinstance(at.location, PackAt)}
@@ -262,7 +262,7 @@ def test_members_in_several_items(house: House, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_crash_between_the_items_of_a_pack(house: House, monkeypatch: pytest.MonkeyPatch, fault: Fault, nth: int) -> None:
-    monkeypatch.setattr(uploads, "MEMBERS_IN_ITEM", 2)
+    monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 2)
     run_under(house, FaultPlan([on_items(fault, nth)]))
     assert packs_in(house) == []
     assert_all_well(house)

@@ -20,6 +20,7 @@ from s3hashsync.disk.scratch import Scratch
 from s3hashsync.disk.seals import SealFiles
 from s3hashsync.disk.state import State
 from s3hashsync.errors import Locked, Refused, S3HashSyncError, UsageError
+from s3hashsync.run.attempts import UploadPorts, UploadSettings
 from s3hashsync.run.candidates import SourceFiles
 from s3hashsync.run.context import RunContext
 from s3hashsync.run.executor import SourceExecutor
@@ -35,7 +36,8 @@ from s3hashsync.run.packing import Packer, PackLimits, PackPorts
 from s3hashsync.run.progress import Progress, Stop
 from s3hashsync.run.repository import Repository
 from s3hashsync.run.session import Session, open_session
-from s3hashsync.run.uploads import Uploader, UploadSettings
+from s3hashsync.run.stored_packs import StoredPacks
+from s3hashsync.run.uploads import Uploader
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,8 @@ def _workers(job: Job, session: Session, files: SourceFiles, hashed: int) -> tup
         seals=SealFiles(os.path.join(job.state_folder, session.source.name)),
         verify=job.config.verify_uploads,
     )
-    uploader = Uploader(repository, session.state, files, upload, job.progress, job.stop)
+    storing = UploadPorts(repository, session.state, upload)
+    uploader = Uploader(storing, StoredPacks(storing), files, job.progress, job.stop)
     if settings.pack is None:
         return ledger, uploader, None
     verify = job.config.verify_uploads
@@ -343,7 +346,7 @@ def _workers(job: Job, session: Session, files: SourceFiles, hashed: int) -> tup
     if job.helper is not None and (job.helper.started or hashed >= WORTH_IT):
         away = HelperFrames(job.helper, folder_of(session.source.path, files.root), verify=verify)
         frames = SharedFrames(away, frames, idle)
-    ports = PackPorts(frames, repository.keys, job.entropy, job.progress, uploader.put_pack, idle)
+    ports = PackPorts(frames, repository.keys, job.entropy, job.progress, uploader.packs.put, idle)
     return ledger, uploader, Packer(ports, limits)
 
 

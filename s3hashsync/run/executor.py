@@ -60,7 +60,7 @@ class SourceExecutor:
         """Take all steps. Per-file failures are in `problems`; an interruption leaves what was done acknowledged and raises
         `Interrupted`; anything else raises at once and leaves dirty rows."""
         packer = self._c.packer
-        made = batches(steps, packer, self._c.uploader.stored_already, self._c.stop)
+        made = batches(steps, packer, self._c.uploader.packs.waiting, self._c.stop)
         with _Following() as following:
             for batch in made if packer is None else ahead(made, packer):
                 if self._c.stop:
@@ -101,7 +101,7 @@ class SourceExecutor:
                 candidates.setdefault(step.hash, []).append(self._candidate(step))
         self._c.uploader.candidates = candidates
         names = {hash_: frozenset(each) for hash_, each in wanted.items()}
-        absent = self._c.uploader.ready_and_new(wanted)
+        absent = self._c.uploader.packs.new_among(wanted)
         return self._c.ledger.add(names, self._c.uploader, self._c.lease.guard, absent)
 
     def _with_leftovers(self, step: Step) -> Step | None:

@@ -1,8 +1,8 @@
 """Makes packs: frame by frame read, compressed, sealed, put on the disk, and opened again before the pack is stored.
 
 Decides when a pack is closed (by its stored size) and that a content which did not hold still is left out. How it is stored is
-`run.uploads`'. All of this goes on in threads of its own, and frames may be made in another process (`run.frames`); whoever adds
-members only waits when too many frames do.
+`run.stored_packs`'. All of this goes on in threads of its own, and frames may be made in another process (`run.frames`);
+whoever adds members only waits when too many frames do.
 """
 
 from __future__ import annotations

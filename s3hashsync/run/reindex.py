@@ -24,7 +24,6 @@ from s3hashsync.core.model import (
     RecordState,
     Rev,
     StoredName,
-    pack_key,
 )
 from s3hashsync.core.plan import Problem
 from s3hashsync.disk.catalogue import Catalogue, Found, FoundPack
@@ -44,7 +43,7 @@ from s3hashsync.run.repository import (
     replace_identity,
 )
 from s3hashsync.run.snapshots import find_point, known_sources, opened_snapshot, segments_back
-from s3hashsync.run.uploads import MEMBERS_IN_ITEM
+from s3hashsync.run.stored_packs import PackList
 from s3hashsync.stores.base import Index, ObjectStore, Write
 
 _BATCH = 1000
@@ -155,17 +154,10 @@ def _write_packs(r: Rebuilder, packs: list[FoundPack]) -> None:
     heads: list[Control] = []
     more: list[Control] = []
     for pack in packs:
-        pages = [pack.members[at : at + MEMBERS_IN_ITEM] for at in range(0, len(pack.members), MEMBERS_IN_ITEM)]
-        fields = (
-            ("members", str(len(pack.members))),
-            ("stored", str(pack.stored)),
-            ("checksum", ""),
-            ("attempt", "" if r.objects.versioned else pack.version),
-            ("parts", str(len(pages))),
-        )
-        key = pack_key(pack.id)
-        heads.append(Control(key, Rev(r.entropy(REV_BYTES)), fields, b"".join(pages[0])))
-        more += [Control(f"{key}.{n}", Rev(r.entropy(REV_BYTES)), (), b"".join(page)) for n, page in enumerate(pages) if n]
+        attempt = "" if r.objects.versioned else pack.version
+        *pages, head = PackList(pack.id, pack.members, pack.stored, "", attempt).items(lambda: Rev(r.entropy(REV_BYTES)))
+        heads.append(head)
+        more += pages
     # The item that says how many there are comes last. What an interrupted rebuild left is replaced.
     for items in (more, heads):
         there = r.index.read([item.key for item in items]) if items else {}

@@ -1,7 +1,7 @@
 """PACK as the program does it, and PURGE PACK as the design has it, as processes of the search.
 
-The packing process runs the real `Uploader` and the real `Ledger`, with the host's state kept in the world. Purging is written
-here until a command does it; each of its rules can be taken out. Knows nothing of what must hold.
+The packing process runs the real `StoredPacks`, `Uploader` and `Ledger`, with the host's state kept in the world. Purging is
+written here until a command does it; each of its rules can be taken out. Knows nothing of what must hold.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from s3hashsync.core.model import (
     pack_stem,
 )
 from s3hashsync.disk.state import OpenAttempt, OpenPack
+from s3hashsync.run.attempts import UploadPorts, UploadSettings
 from s3hashsync.run.candidates import Candidate
 from s3hashsync.run.keyring import NoKeys
 from s3hashsync.run.ledger import Ledger, Terms
 from s3hashsync.run.packing import Pack, PackedContent
 from s3hashsync.run.progress import Silent, Stop
 from s3hashsync.run.repository import Identity, Repository
-from s3hashsync.run.uploads import Uploader, UploadSettings
+from s3hashsync.run.stored_packs import StoredPacks
+from s3hashsync.run.uploads import Uploader
 from s3hashsync.stores.base import Outcome, Write
 from tests.protocol.explorer import CHECKSUM, Process, Remote
 
@@ -154,7 +156,7 @@ FIRST = bytes([0, 1]).ljust(16, b"\0").hex()
 def packs(
     host: str,
     wanted: Mapping[str, str],
-    uploader: type[Uploader] = Uploader,
+    kind: type[StoredPacks] = StoredPacks,
     draw: Callable[[Remote], str] = fresh_id,
 ) -> Process:
     """A run of a host: the contents `wanted` (name to content, a or b) go into one pack and get their names. Runs of one host
@@ -165,11 +167,12 @@ def packs(
             remote.note("adding", StoredName(name))
         index, state = OneByOne(remote), Disk(remote, host)
         repository = Repository(Identity("r", "i", 0), remote, index, Sealed())  # type: ignore[arg-type]
-        made = uploader(repository, state, Files(), settings(remote), Silent(), Stop())  # type: ignore[arg-type]
+        ports = UploadPorts(repository, state, settings(remote))  # type: ignore[arg-type]
+        made = Uploader(ports, kind(ports), Files(), Silent(), Stop())  # type: ignore[arg-type]
         try:
             hashes = {HASHES[content]: frozenset({StoredName(name)}) for name, content in sorted(wanted.items())}
-            if missing := [hash_ for hash_ in hashes if hash_ not in made.stored_already]:
-                made.put_pack(pack_of(missing, draw(remote)))
+            if missing := [hash_ for hash_ in hashes if hash_ not in made.packs.waiting]:
+                made.packs.put(pack_of(missing, draw(remote)))
             made.candidates = CANDIDATES
             ledger = Ledger(index, remote, TERMS, lambda: 2_000.0, remote.entropy)  # type: ignore[arg-type]
             answers = ledger.add(hashes, made, lambda: None)
