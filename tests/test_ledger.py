@@ -6,7 +6,7 @@ The searches run the real `Ledger` and the real `Lease`. CLEAN and SWEEP are wri
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +28,9 @@ from s3hashsync.core.model import (
 from s3hashsync.errors import Denied, Locked, S3HashSyncError
 from s3hashsync.run.lease import SourceFacts, acquire
 from s3hashsync.run.ledger import Ledger, Supply, Terms
-from s3hashsync.stores.base import Attempt, Outcome, Write
+from s3hashsync.stores.base import Attempt, Index, Outcome, Write
 from s3hashsync.stores.sqlite import SqliteIndex
+from tests.faulty import FaultPlan, FaultyIndex
 from tests.harness import SLOW
 from tests.protocol.explorer import Faults, Process, Remote, Request, Search, Violation, broken, start
 
@@ -631,6 +632,48 @@ def test_a_host_without_the_right_to_markers_removes_and_undeletes_all_the_same(
     assert book.state() is TRASH
     book.add("d")
     assert book.state() is LIVE
+
+
+class Counted(FaultyIndex):
+    """Keeps what was read."""
+
+    def __init__(self, index: Index) -> None:
+        super().__init__(index, FaultPlan())
+        self.asked: list[set[str]] = []
+
+    def read(self, keys: Collection[str]) -> dict[str, Item]:
+        self.asked.append(set(keys))
+        return super().read(keys)
+
+
+def added_as_absent(book: Book, hash_: ContentHash) -> tuple[Record, list[set[str]], list[dict[ContentHash, Rev | None]]]:
+    """The name n is added to what is said to have no record: the record, what was read, and what was to be stored."""
+    index = Counted(book.index)
+    ledger = Ledger(index, book.markers, TERMS, lambda: 2_000.0, random.Random(2).randbytes)  # type: ignore[arg-type]
+    needs: list[dict[ContentHash, Rev | None]] = []
+
+    def store(needed: Mapping[ContentHash, Rev | None]) -> Mapping[ContentHash, Supply | S3HashSyncError]:
+        needs.append(dict(needed))
+        return {one: Supply(ObjectAt("mine"), "zstd", 1, "", 1, 0) for one in needed}
+
+    answer = ledger.add({hash_: frozenset({StoredName("n")})}, store, no_guard, {hash_})[hash_]
+    assert isinstance(answer, Record)
+    return answer, index.asked, needs
+
+
+def test_what_is_known_to_be_absent_is_not_looked_up(tmp_path: Path) -> None:
+    other = ContentHash(bytes(32))
+    record, asked, needs = added_as_absent(Book(tmp_path), other)
+    assert (record.names, asked, needs) == ({"n"}, [], [{other: None}])
+
+
+def test_what_was_absent_and_has_come_since_is_looked_up_after_all(tmp_path: Path) -> None:
+    """The refused write is no failure, and nothing is stored a second time."""
+    book = Book(tmp_path)
+    record, asked, needs = added_as_absent(book, H)
+    assert record.names == {"c", "n"}
+    assert record.location != ObjectAt("mine")
+    assert (asked, needs) == ([{KEY}], [{H: None}])
 
 
 def test_expiration_only_rises_within_one_life(tmp_path: Path) -> None:

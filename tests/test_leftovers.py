@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from s3hashsync.codec.pack import hashes_of
 from s3hashsync.codec.zstd import encode
-from s3hashsync.core.model import PackAt, Record, RecordState, Rev
+from s3hashsync.core.model import Control, PackAt, Record, RecordState, Rev, pack_key
 from s3hashsync.core.plan import path_of
 from s3hashsync.disk.spool import Spool
 from s3hashsync.disk.state import State
@@ -26,7 +27,7 @@ from s3hashsync.run.progress import Silent
 from s3hashsync.run.reindex import Rebuilder, rebuild_index
 from s3hashsync.stores import folder as folders
 from s3hashsync.stores.base import Attempt, Body, Stored, Write
-from tests.faulty import Fault, FaultPlan, FaultyObjects, on
+from tests.faulty import Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, on
 from tests.harness import House, as_they_are
 from tests.test_crash import PACKED, Form, run_under
 from tests.test_pack_runs import NAMES, assert_all_well, between, filled, items, kinds, on_items, packs_in
@@ -164,10 +165,43 @@ def test_a_pack_of_a_lost_index_is_not_taken_up(house: House) -> None:
     run_under(house, FaultPlan(PUT_AND_DIED))
     without_index(house)
     house = house.again(wrap=as_they_are)
+    rebuild(house)
+    house.backup()
+    assert_every_pack_is_listed(house)
+
+
+def rebuild(house: House, plan: FaultPlan | None = None) -> None:
     with house._stores(create=True) as (objects, index):
         keys = house.keys(objects, identity=True)
-        rebuild_index(Rebuilder(objects, index, Terms("STANDARD", 0, 0), Silent(), house.clock, os.urandom, keys))
+        into = FaultyIndex(index, plan or FaultPlan())
+        rebuild_index(Rebuilder(objects, into, Terms("STANDARD", 0, 0), Silent(), house.clock, os.urandom, keys))
+
+
+def test_a_rebuild_that_dies_leaves_no_record_in_a_pack_that_nobody_knows(house: House) -> None:
+    """A pack without a list has no members whom anybody could ask: whoever purges it deletes what those records name."""
     house.backup()
+    (house.source / NAMES[0]).unlink()
+    house = house.again()
+    house.backup()
+    without_index(house)
+    seen: set[RecordState] = set()
+    nth, done = 0, False
+    while not done:
+        nth += 1
+        try:
+            rebuild(house, FaultPlan([on("index.write", Fault.CRASH_AFTER, nth)]))
+            done = True
+        except Crash:
+            with house._stores() as (_, index):
+                found = list(index.scan())
+            lists = {item.key: set(hashes_of(item.data)) for item in found if isinstance(item, Control)}
+            for record in found:
+                if isinstance(record, Record) and isinstance(record.location, PackAt):
+                    assert record.hash in lists[pack_key(record.location.pack)]
+                    seen.add(record.state)
+            without_index(house)
+    assert len(seen) == 2, "no crash came between live and dead records, or between them and the packs"
+    house.again(wrap=as_they_are).backup()
     assert_every_pack_is_listed(house)
 
 

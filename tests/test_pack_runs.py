@@ -246,6 +246,16 @@ def test_the_order_is_revs_mark_item_pack_records(house: House) -> None:
     assert min(n for n, name in enumerate(names) if name.startswith("item ") and n > item) > put
 
 
+def test_what_had_no_record_before_its_pack_was_put_is_not_looked_up_again(house: House) -> None:
+    plan = FaultPlan()
+    house.wrap = under(plan)
+    house.backup()
+    records = {hash_.hex() for hash_ in house.again(wrap=as_they_are).records()}
+    looked = [one.name == "index.read" and bool(records & set(one.key.split(","))) for one in plan.log]
+    put = [one.name for one in plan.log].index("objects.put")
+    assert (sum(looked[:put]), sum(looked[put:])) == (2, 0), "once for the plan, and once before the put"
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_members_in_several_items(house: House, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", size)

@@ -175,7 +175,7 @@ def packs(
                 made.packs.put(pack_of(missing, draw(remote)))
             made.candidates = CANDIDATES
             ledger = Ledger(index, remote, TERMS, lambda: 2_000.0, remote.entropy)  # type: ignore[arg-type]
-            answers = ledger.add(hashes, made, lambda: None)
+            answers = ledger.add(hashes, made, lambda: None, made.packs.new_among(hashes))
             for name, content in sorted(wanted.items()):
                 if isinstance(answers[HASHES[content]], Record):
                     remote.note("acknowledged", StoredName(name))
