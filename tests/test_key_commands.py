@@ -265,6 +265,27 @@ def test_a_new_machine_is_enrolled_once(ready: Sealed) -> None:
     assert trees(ready, "docs") == trees(ready, "out")
 
 
+def test_a_host_with_other_keys_of_a_source_is_not_enrolled_again(ready: Sealed) -> None:
+    """The repository was put back to an earlier day, and another machine has begun the source anew."""
+    for kept in ("repo", ".config"):
+        shutil.copytree(ready.base / kept, ready.base / "earlier" / kept)
+    ready("apply", "--yes")
+    shutil.move(ready.base / ".config", ready.base / "this machine")
+    for gone in ("repo", "state"):
+        shutil.rmtree(ready.base / gone)
+    for kept in ("repo", ".config"):
+        shutil.move(ready.base / "earlier" / kept, ready.base / kept)
+    ready("apply", "--yes")
+    shutil.rmtree(ready.base / ".config")
+    shutil.move(ready.base / "this machine", ready.base / ".config")
+    before = ready.host_file.read_bytes()
+    done = ready("key", "enroll", "--identity", "ann.txt", code=12)
+    assert "other keys of source docs" in done.stderr
+    assert "move keys/sources/docs.age away" in done.stderr
+    assert f"move {ready.host_file} away" in done.stderr
+    assert ready.host_file.read_bytes() == before
+
+
 def test_a_lost_index_is_made_anew_with_the_identity(ready: Sealed) -> None:
     ready("apply", "--yes")
     for file in (ready.base / "repo").glob("index.db*"):

@@ -561,6 +561,60 @@ def test_keys_that_were_in_use_are_kept_when_another_host_takes_their_place(fold
         assert keys.log_key("docs") == before
 
 
+def test_enrolling_never_takes_the_place_of_keys_that_a_host_has(folder: Path) -> None:
+    """What was backed up with them nobody else could open."""
+    place = Place(folder)
+    place.init("here")
+    place.assert_host_writes("here")
+    stored = folder / "repository" / "keys" / "sources" / "docs.age"
+    stored.rename(folder / "away")
+    with place.keys("there", opener(place.people[0])) as other:
+        other.enroll([])
+        other.add_source("docs")
+        theirs = other.log_key("docs")
+    with place.keys("here", opener(place.people[0])) as keys:
+        mine, before = keys.log_key("docs"), keys.host_file.read()
+        with pytest.raises(WrongKey, match="other keys of source docs than the repository") as caught:
+            keys.enroll(["fresh", "docs"])
+        assert keys.host_file.path in (caught.value.hint or "")
+        assert keys.host_file.read() == before
+        assert keys.log_key("docs") == mine
+        assert set(keys.enroll([]).sources) == {"docs"}, "it is no business of other sources"
+    # Either way out of the hint.
+    second = stored.rename(folder / "second")
+    place.assert_host_writes("here")
+    with place.keys("here", opener(place.people[0])) as keys:
+        keys.enroll(["docs"])
+        assert keys.stored_source("docs").log_key == mine
+    second.rename(stored)
+    with place.keys("here", opener(place.people[0])) as keys:
+        Path(keys.host_file.path).rename(folder / "host.json")
+    with place.keys("here", opener(place.people[0])) as keys:
+        keys.enroll(["docs"])
+        assert keys.log_key("docs") == theirs
+
+
+def test_the_same_keys_in_an_older_document_are_no_others(folder: Path) -> None:
+    place = Place(folder)
+    place.init("here")
+    place.assert_host_writes("here")
+    stored = folder / "repository" / "keys" / "sources" / "docs.age"
+    older = stored.rename(folder / "older")
+    with place.keys("here") as keys:
+        create = keys.objects.create_document
+
+        def late(key: str, body: bytes) -> None:
+            older.rename(stored)
+            create(key, body)
+
+        keys.objects.create_document = late  # type: ignore[method-assign]
+        with pytest.raises(WrongKey, match="written by another host"):
+            keys.add_source("docs")
+    with place.keys("here", opener(place.people[0])) as keys:
+        keys.enroll(["docs"])
+    place.assert_host_writes("here")
+
+
 def test_keys_that_were_never_in_use_go_when_another_host_is_faster(folder: Path) -> None:
     place = Place(folder)
     place.init("here")

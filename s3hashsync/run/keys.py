@@ -250,15 +250,17 @@ class RepositoryKeys:
     # The host key file
 
     def enroll(self, sources: Iterable[str]) -> HostKey:
-        """Write the host key file, with the keys of those of these sources that have some. Needs the identity."""
+        """Write the host key file, with the keys of those of these sources that have some. Needs the identity. Raises `WrongKey`,
+        and writes nothing, where this host keeps other keys of one than the repository: the only copy may be this host's."""
         unlocked = self.unlocked()
         newest = unlocked.newest
         with self._lock, self._file.locked():
             before = self._read_host()
             kept = dict(before.sources) if before else {}
-            for source in sources:
-                if self._is_stored(source):
-                    kept[source] = HostSource(self.stored_source(source))
+            stored = {source: HostSource(self.stored_source(source)) for source in sources if self._is_stored(source)}
+            if others := [source for source, one in stored.items() if source in kept and kept[source].keys != one.keys]:
+                raise self._has_others(others)
+            kept |= stored
             host = HostKey(
                 repository=self.about.id,
                 objects=self._place.url,
@@ -273,6 +275,16 @@ class RepositoryKeys:
             self._host, self._hash_key, self._damage = host, host.hash_key, None
             self._sources.clear()
         return host
+
+    def _has_others(self, sources: list[str]) -> WrongKey:
+        named, documents = ", ".join(sources), ", ".join(map(source_key, sources))
+        return WrongKey(
+            f"this host keeps other keys of source {named} than the repository ({documents}): each opens what was backed up with"
+            " it, and nothing else",
+            f"has this host backed it up before? then move {documents} away and run s3hashsync apply, which stores the keys of"
+            " this host; enroll the other hosts again. If nothing of that is wanted any more, for the source was begun anew on"
+            f" another host: move {self._file.path} away, and keep it; then s3hashsync key enroll",
+        )
 
     def _is_stored(self, source: str) -> bool:
         try:
