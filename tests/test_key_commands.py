@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from s3hashsync.cli.keys import key_command
 from s3hashsync.codec import age
 from s3hashsync.codec.age import Passphrase, X25519Identity
 from s3hashsync.codec.key_files import digest_of, parse_epoch, parse_recipients
+from s3hashsync.errors import Denied
 from s3hashsync.stores.local import LocalObjects
 from tests.program import Program
 
@@ -526,6 +528,34 @@ def test_old_versions_that_a_removal_has_left_are_ended_by_the_same_command(
         assert old == []
         ready("key", "remove", *words, "--identity", "ann.txt", code=2)
     ready("key", "drill", "--identity", "ben.txt")
+
+
+@pytest.mark.parametrize("words", [("key", "list"), ("doctor",)], ids=" ".join)
+def test_old_versions_of_key_files_are_shown(ready: Sealed, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    said = ready(*words)
+    assert "old versions" not in said.stdout + said.stderr
+    old = ["keys/1.1.age", "keys/2.age", "keys/recipients.json", "keys/sources/docs.age", "keys/\x1b[2J"]
+    monkeypatch.setattr(LocalObjects, "past_documents", lambda self, prefix: iter(list(old)))
+    monkeypatch.setattr(LocalObjects, "forget_versions", lambda self, key: old.remove(key))
+    said = ready(*words)
+    shown = said.stdout + said.stderr
+    assert "old versions of keys/1.1.age, keys/recipients.json are still stored" in shown
+    assert "key sync" in shown
+    assert r"old versions of keys/2.age, keys/sources/docs.age, keys/\x1b[2J are stored, and no command deletes" in shown
+    ready("key", "sync", "--identity", "ann.txt")
+    said = ready(*words)
+    assert old == ["keys/2.age", "keys/sources/docs.age", "keys/\x1b[2J"]
+    assert "still stored" not in said.stdout + said.stderr
+    assert "no command deletes" in said.stdout + said.stderr
+
+
+def test_a_host_that_may_not_list_versions_is_told(ready: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: LocalObjects, prefix: str) -> Iterator[str]:
+        raise Denied("no right to list versions")
+
+    monkeypatch.setattr(LocalObjects, "past_documents", refuse)
+    assert "cannot be seen: no right to list versions" in ready("key", "list").stderr
+    assert "cannot be seen: no right to list versions" in ready("doctor").stdout
 
 
 # The key files, as far as a host sees them

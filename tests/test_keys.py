@@ -41,7 +41,7 @@ from s3hashsync.core.model import Rev, Sha256
 from s3hashsync.disk.host_key import PrivateFile
 from s3hashsync.errors import Corrupt, Denied, Incomplete, Missing, Refused, S3HashSyncError, UsageError, WrongKey
 from s3hashsync.run.founding import Founder, Openers, found_encrypted
-from s3hashsync.run.key_health import check_writable, key_faults, unlisted
+from s3hashsync.run.key_health import check_writable, key_faults, old_versions, unlisted
 from s3hashsync.run.keys import RepositoryKeys
 from s3hashsync.run.pins import HostPlace, check_pins
 from s3hashsync.run.recipients import Wanted, begin_change, change_recipients, difference
@@ -1234,7 +1234,10 @@ def test_old_versions_of_the_keys_are_gone_from_a_bucket(ministack: str, folder:
     first, second = place.people
     old = store.read_document("keys/1.age")
     keys = RepositoryKeys(store, about, place.host("here"), lambda by_passphrase: opener(first), os.urandom)
+    store.replace_document(RECIPIENTS, store.read_document(RECIPIENTS))
+    assert [f"old versions of {RECIPIENTS}" in fault.what for fault in old_versions(keys)] == [True]
     change_recipients(begin_change(keys), Wanted(texts(first), drop_passphrases=True))
+    assert list(old_versions(keys)) == []
     left = [(v.stem, b"".join(store.read(v.stem, v.version))) for v in store.versions("keys/") if not v.is_marker]
     assert sorted(stem for stem, _ in left) == ["keys/1.age", RECIPIENTS]
     assert old not in [body for _, body in left]
@@ -1292,9 +1295,13 @@ def test_old_versions_that_an_earlier_change_has_left_go_with_the_next_one(
         with pytest.raises(Crash if stop is Crash else Incomplete):
             change_recipients(begin_change(keys), Wanted(left, drop_passphrases=True))
         assert b"AGE-SECRET-KEY-1" in age.decrypt(bucket.old["keys/1.1.age"][0], (WORD,))
+        assert any("keys/1.1.age" in fault.what and "key sync" in fault.hint for fault in old_versions(keys))
         bucket.stop = None
         bucket.old |= {"keys/2.age": [b"of an epoch that is lost"], "keys/sources/docs.age": [b"no business of recipients"]}
         change_recipients(begin_change(keys), Wanted(left))
+        assert [fault.what.partition(" are ")[0] for fault in old_versions(keys)] == [
+            "old versions of keys/2.age, keys/sources/docs.age"
+        ]
     assert sorted(bucket.old) == ["keys/2.age", "keys/sources/docs.age"]
 
 

@@ -19,7 +19,7 @@ from s3hashsync.config import Config, EncryptionSettings, Secret
 from s3hashsync.errors import Corrupt, Incomplete, Refused, UsageError
 from s3hashsync.run.drill import Drill, drill
 from s3hashsync.run.identities import generate_identity, is_there
-from s3hashsync.run.key_health import key_faults, unlisted
+from s3hashsync.run.key_health import key_faults, old_versions, unlisted
 from s3hashsync.run.keys import ENROLL, RepositoryKeys
 from s3hashsync.run.recipients import Change, Wanted, begin_change, change_recipients, difference
 from s3hashsync.run.unlock import openers_text
@@ -106,7 +106,7 @@ def list_command(context: Context) -> None:
         with suppress(Corrupt):
             listed = keys.stated_recipients()
         _list(output, config, keys, listed, checked=checked)
-        for fault in key_faults(keys):
+        for fault in (*key_faults(keys), *old_versions(keys)):
             output.warning(str(fault))
 
 

@@ -20,7 +20,7 @@ from s3hashsync.core.ignore import dead_negations
 from s3hashsync.errors import Corrupt, Refused, S3HashSyncError, UsageError
 from s3hashsync.run.founding import Openers, is_begun, no_recipients
 from s3hashsync.run.identities import generate_identity
-from s3hashsync.run.key_health import SYNC, key_faults
+from s3hashsync.run.key_health import SYNC, key_faults, old_versions
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import ENROLL, RepositoryKeys
 from s3hashsync.run.recipients import difference
@@ -231,7 +231,9 @@ def _key_findings(config: Config, keys: Keyring) -> Iterator[Found]:
         yield "ok", f"this host is enrolled: {file.path}, fingerprint {fingerprint_text(host.fingerprint)}", None
     if file.is_open_to_others():
         yield "warning", f"others on this machine can read {file.path}", f"chmod 600 {file.path}"
-    yield from (("refused" if fault.fatal else "warning", fault.what, fault.hint) for fault in key_faults(keys))
+    yield from (
+        ("refused" if fault.fatal else "warning", fault.what, fault.hint) for fault in (*key_faults(keys), *old_versions(keys))
+    )
     with suppress(Corrupt):
         yield from _list_findings(config, keys.stated_recipients())
 

@@ -7,23 +7,25 @@ proving that an identity does is `run.drill`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from s3hashsync.codec.age_header import parse_text
 from s3hashsync.codec.age_keys import locks
 from s3hashsync.codec.age_stream import NONCE, TAG
 from s3hashsync.codec.key_files import RECIPIENTS, RecipientList
+from s3hashsync.codec.names import display
 from s3hashsync.errors import Corrupt, Denied, Missing, WrongKey
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
-from s3hashsync.run.unlock import LOST, EpochFiles, epoch_files, main_key
+from s3hashsync.run.unlock import LOST, PREFIX, EpochFiles, epoch_files, forgotten_by_changes, main_key
 from s3hashsync.stores.base import ObjectReader
 
 SYNC = "with the identity at hand: s3hashsync key sync"
 _BY_PASSPHRASE = f"{LOST}; or, for the passphrase still opens the repository, run s3hashsync key sync with it"
 _PASSPHRASES = "with the identity at hand: s3hashsync key remove --passphrase, then s3hashsync key add --passphrase"
 _DRILL = "try each identity: s3hashsync key drill; where one opens it, s3hashsync key sync makes list and file agree"
+_LISTING = "it takes the right to list versions below keys/ (s3:ListBucketVersions)"
 
 _TEXT = 390
 """No key that is opened has fewer bytes."""
@@ -100,6 +102,36 @@ def unlisted(objects: ObjectReader, listed: RecipientList) -> Iterator[str]:
         if _recipients(objects, files.main) > len(listed.recipients):
             yield files.main
         yield from files.passphrases[listed.passphrases :]
+
+
+def old_versions(keys: Keyring) -> Iterator[KeyFault]:
+    """Of key files: where the store keeps versions they stay until somebody deletes them for good, and no other listing shows
+    them. Needs no identity, but the right to list versions."""
+    if not isinstance(keys, RepositoryKeys):
+        return
+    try:
+        past = list(keys.objects.past_documents(PREFIX))
+    except Denied as error:
+        yield KeyFault(f"whether old versions of the key files are stored cannot be seen: {error.message}", _LISTING)
+        return
+    ended = forgotten_by_changes(past, {one.epoch for one in epoch_files(keys.objects)}) if past else []
+    others = [key for key in past if key not in ended]
+    if ended:
+        yield KeyFault(
+            f"old versions of {_named(ended)} are still stored: a change was cut short, or had no right to delete them, and with"
+            " those of key files whoever was removed can still open the repository",
+            f"{SYNC}, or the same key remove again, deletes them; with the rights of the role `keys`",
+        )
+    if others:
+        yield KeyFault(
+            f"old versions of {_named(others)} are stored, and no command deletes them: they may be all that is left of it",
+            "look what they are before you delete them by hand, for they may open what is stored",
+        )
+
+
+def _named(keys: Iterable[str]) -> str:
+    """Whoever may write into the store has chosen them."""
+    return ", ".join(display(key.encode("utf-8", "surrogateescape")) for key in keys)
 
 
 def _files(objects: ObjectReader, epoch: int | None) -> EpochFiles:

@@ -22,7 +22,7 @@ from s3hashsync.errors import AlreadyThere, Corrupt, Denied, Incomplete, Missing
 from s3hashsync.run.encoding import sealed_document
 from s3hashsync.run.keyring import Keyring
 from s3hashsync.run.keys import RepositoryKeys
-from s3hashsync.run.unlock import PREFIX, Unlocked, epoch_files, epoch_of, main_key, passphrase_key, unlock
+from s3hashsync.run.unlock import PREFIX, Unlocked, epoch_files, forgotten_by_changes, main_key, passphrase_key, unlock
 from s3hashsync.stores.base import ObjectReader
 
 
@@ -150,10 +150,8 @@ class Change:
                 self.known[key] = None
 
     def past(self) -> list[str]:
-        """The key files that have old versions, which may open for somebody who was removed. An epoch whose file is not there is
-        left alone: its old versions may be all that is left of it."""
-        keys = list(self.keys.objects.past_documents(PREFIX))
-        return [key for key in keys if key == RECIPIENTS or epoch_of(key) in self.unlocked.epochs]
+        """The key files that have old versions, which may open for somebody who was removed."""
+        return forgotten_by_changes(self.keys.objects.past_documents(PREFIX), self.unlocked.epochs)
 
 
 def begin_change(keys: RepositoryKeys) -> Change:

@@ -7,7 +7,7 @@ done with the keys is `run.keys`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -114,6 +114,12 @@ def epoch_of(key: str) -> int | None:
     """Whose epoch's file this is, for recipients or a passphrase; None for anything else."""
     match = _EPOCH.fullmatch(key)
     return int(match[1]) if match else None
+
+
+def forgotten_by_changes(past: Iterable[str], epochs: Container[int]) -> list[str]:
+    """Those of the keys with old versions (`past`) whose old versions go with the next change of the recipients. An epoch whose
+    file is not there is left alone: its old versions may be all that is left of it."""
+    return [key for key in past if key == RECIPIENTS or epoch_of(key) in epochs]
 
 
 def source_key(source: str) -> str:
