@@ -28,7 +28,9 @@ APPLICATION_ID = 0x73336873  # "s3hs"
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 CHUNK = 500
-"""Keys of one SELECT: below every build's limit of parameters, and always the same statement."""
+"""Keys of one SELECT: below every build's limit of parameters."""
+_MARKS = {width: ", ".join("?" * width) for width in (8, CHUNK)}
+"""By how many keys a statement takes. Most reads ask for few, which takes a wide one twenty times as long."""
 PAGE = 500
 _REMEMBERED = 10_000
 _FOREIGN = "check index: in the configuration; no file of another program is touched"
@@ -37,8 +39,6 @@ _RIGHTS = "check the rights of the file and of its folder: SQLite writes to both
 _UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 LOGS = ("-wal", "-journal")
 """What SQLite writes beside a file before it writes to it."""
-
-_IN_CHUNK = f"IN ({', '.join('?' * CHUNK)})"
 
 
 class Damaged(errors.Corrupt):
@@ -231,20 +231,22 @@ class SqliteIndex:
 
     def _items(self, keys: list[str]) -> Iterator[Item]:
         hashes, places, controls = _sorted_out(keys)
-        for row in self._chunked(f"{rows.SELECT_RECORDS} WHERE hash {_IN_CHUNK}", hashes):
+        for row in self._chunked(f"{rows.SELECT_RECORDS} WHERE hash", hashes):
             yield rows.record_of(row, self._word)
         for hash_, prefix in places:
             query = "SELECT hash, prefix, rev, names FROM overflows WHERE hash = ? AND prefix = ?"
             for row in self._db.execute(query, (hash_, prefix)):
                 yield rows.overflow_of(*row)
-        for row in self._chunked(f"SELECT key, rev, fields, {self._data()} FROM controls WHERE key {_IN_CHUNK}", controls):
+        for row in self._chunked(f"SELECT key, rev, fields, {self._data()} FROM controls WHERE key", controls):
             yield rows.control_of(*row)
 
-    def _chunked(self, query: str, keys: Sequence[bytes | str]) -> Iterator[tuple[Any, ...]]:
+    def _chunked(self, before: str, keys: Sequence[bytes | str]) -> Iterator[tuple[Any, ...]]:
+        """Rows of `before` ("SELECT … WHERE key") followed by IN and these keys."""
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
-            # Filled up with NULLs, which equal nothing: so it is one statement, prepared once.
-            yield from self._db.execute(query, [*chunk, *[None] * (CHUNK - len(chunk))]).fetchall()
+            width = next(width for width in _MARKS if len(chunk) <= width)
+            # Filled up with NULLs, which equal nothing: so it is one statement of each width, prepared once.
+            yield from self._db.execute(f"{before} IN ({_MARKS[width]})", [*chunk, *[None] * (width - len(chunk))]).fetchall()
 
     def _word(self, number: int) -> str:
         if number not in self._words:
@@ -334,13 +336,13 @@ class SqliteIndex:
     def _revs(self, keys: list[str]) -> dict[str, Rev]:
         hashes, places, controls = _sorted_out(keys)
         revs: dict[str, Rev] = {}
-        for hash_, rev in self._chunked(f"SELECT hash, rev FROM records WHERE hash {_IN_CHUNK}", hashes):
+        for hash_, rev in self._chunked("SELECT hash, rev FROM records WHERE hash", hashes):
             revs[hash_.hex()] = Rev(rev)
         for hash_, prefix in places:
             query = "SELECT rev FROM overflows WHERE hash = ? AND prefix = ?"
             for (rev,) in self._db.execute(query, (hash_, prefix)):
                 revs[f"{hash_.hex()}#{prefix}"] = Rev(rev)
-        for key, rev in self._chunked(f"SELECT key, rev FROM controls WHERE key {_IN_CHUNK}", controls):
+        for key, rev in self._chunked("SELECT key, rev FROM controls WHERE key", controls):
             revs[key] = Rev(rev)
         return revs
 
