@@ -104,7 +104,8 @@ def _compile(lines: tuple[bytes, ...]) -> _Compiled:
         folders.append((number, pattern))
         if not glob.folders_only:
             files.append((number, pattern))
-    return _Compiled(_chunks(files), _chunks(folders))
+    all_folders = _chunks(folders)
+    return _Compiled(_chunks(files) if len(files) < len(folders) else all_folders, all_folders)
 
 
 def _chunks(patterns: Sequence[tuple[int, RegexPattern]]) -> tuple[_Chunk, ...]:
