@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -97,6 +98,12 @@ class Sealed(Program):
         """What is lost with a disk: keys and states."""
         for folder in (".config", "state"):
             shutil.rmtree(self.base / folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def cheap_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are made within this process; at a terminal it is a process of its own, with the true work factor."""
+    monkeypatch.setattr(Passphrase.__init__, "__defaults__", (4,))
 
 
 @pytest.fixture
@@ -893,6 +900,8 @@ def test_init_asks_whether_to_encrypt_and_makes_what_it_takes(undecided: Sealed)
     said = person.end()
     assert person.code == 0, said
     assert WORD not in said
+    keys = b"".join(key.read_bytes() for key in (undecided.base / "repo" / "keys").glob("*.age"))
+    assert re.search(rb"^-> scrypt \S+ 18$", keys, re.MULTILINE)
     (recipient,) = age.parse_identities((undecided.base / "s3hashsync-identity.txt").read_text())
     assert f"- {recipient.recipient}" in said
     undecided("apply", "--yes")
