@@ -39,6 +39,16 @@ def _dynamodb(endpoint: str) -> Any:
     return connect(settings(endpoint)).dynamodb()
 
 
+def list_in_pages(endpoint: str, entries: int) -> None:
+    """Of so many at most, where a server has a thousand: few objects make many pages. Holds for the client of all buckets."""
+
+    def limit(params: dict[str, Any], **_: object) -> None:
+        params["MaxKeys"] = entries
+
+    for listing in ("ListObjectsV2", "ListObjectVersions"):
+        _s3(endpoint).meta.events.register(f"provide-client-params.s3.{listing}", limit)
+
+
 def fresh_bucket(endpoint: str, *, versioned: bool = True) -> tuple[Any, str]:
     """A client and the name of a new bucket."""
     client, bucket = _s3(endpoint), f"test-{secrets.token_hex(6)}"

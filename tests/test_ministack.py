@@ -20,7 +20,7 @@ from s3hashsync.stores.dynamodb import DynamoIndex
 from s3hashsync.stores.s3 import S3Objects
 from s3hashsync.stores.s3_setup import BucketAt, inspect_bucket, prepare_bucket
 from tests import servers
-from tests.aws_places import fresh_bucket, fresh_objects, fresh_table, settings
+from tests.aws_places import fresh_bucket, fresh_objects, fresh_table, list_in_pages, settings
 from tests.conformance.index import IndexSuite, MakeIndex
 from tests.conformance.objects import MakeObjects, ObjectStoreSuite
 
@@ -34,11 +34,12 @@ STEM = "objects/" + "0" * 64
 @pytest.fixture(scope="module")
 def ministack() -> Iterator[str]:
     with servers.ministack() as endpoint:
+        list_in_pages(endpoint, 50)
         yield endpoint
 
 
 class _WithoutWholeChecksum(ObjectStoreSuite):
-    many = 1_010
+    many = 110  # three pages; whole ones of versitygw are longer
 
     @no_full_checksum
     def test_o1_an_upload_in_parts_is_invisible_until_complete(self, make_objects: MakeObjects) -> None:
