@@ -72,10 +72,10 @@ def make_odd_tree(root: Path) -> None:
     os.makedirs(root / "a/b/c/empty")
     (root / "a/empty").write_bytes(b"")
     (root / "a/twin").write_bytes(b"content 0")
-    (root / "a/big").write_bytes(os.urandom(3 << 20) * 4)
+    (root / "a/big").write_bytes(os.urandom(5 << 18) * 4)
     with open(root / "sparse", "wb") as file:
-        file.truncate(8 << 20)
-        file.seek(5 << 20)
+        file.truncate(5 << 20)
+        file.seek(3 << 20)
         file.write(b"in the middle")
     os.symlink("/nowhere/at all", root / "dangling")
     os.symlink(b"\xff../a", root / "a/odd-link")
