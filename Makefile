@@ -27,10 +27,10 @@ demo: $(STAMP)  ## back up a real folder into an embedded repository, change it,
 test: $(STAMP)  ## the tests that need nothing but Python
 	$(BIN)/python -m pytest tests -n auto --dist worksteal
 
-integration: $(STAMP)  ## the tests against versitygw and DynamoDB Local, which it installs once
+integration: $(STAMP)  ## the tests against versitygw and DynamoDB Local, which it installs once, and the slow ones
 	$(BIN)/python tests/install_servers.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration -m integration
-	S3HASHSYNC_SLOW=1 $(BIN)/python -m pytest tests/test_age.py -m slow
+	S3HASHSYNC_SLOW=1 $(BIN)/python -m pytest tests -m slow -n auto --dist worksteal
 
 check: $(STAMP)  ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .

@@ -47,7 +47,9 @@ from tests.memory import fast_folder as fast_folder
 
 SOURCE = "photos"
 SLOW = pytest.mark.skipif(not os.environ.get("S3HASHSYNC_SLOW"), reason="minutes: set S3HASHSYNC_SLOW=1")
-"""Besides the marker `slow`: `make test` leaves these out."""
+"""Besides the marker `slow`: `make test` leaves these out, and `make integration` runs them."""
+LEFT_OUT = (SLOW, pytest.mark.slow)
+"""Both, for a case whose neighbours stay in."""
 AHEAD = 3600.0
 Wrap = Callable[[ObjectStore, Index], tuple[ObjectStore, Index]]
 

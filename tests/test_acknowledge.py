@@ -22,7 +22,7 @@ from s3hashsync.run.ledger import Ledger
 from s3hashsync.stores.base import Outcome, Write
 from s3hashsync.stores.sqlite import SqliteIndex
 from tests.faulty import Fault, FaultPlan, at
-from tests.harness import SLOW, House, as_they_are
+from tests.harness import LEFT_OUT, House, as_they_are
 from tests.memory import fast_folder
 from tests.test_crash import Kept, assert_stored_once, count_operations, prepared, run_under
 
@@ -207,7 +207,7 @@ def test_a_lease_that_is_moved_on_is_not_taken_for_lost(folder: Path) -> None:
     "fault",
     [
         Fault.CRASH_AFTER,
-        *(pytest.param(fault, marks=[SLOW, pytest.mark.slow]) for fault in (Fault.CRASH_BEFORE, Fault.POWER_FAILURE)),
+        *(pytest.param(fault, marks=LEFT_OUT) for fault in (Fault.CRASH_BEFORE, Fault.POWER_FAILURE)),
     ],
 )
 def test_a_crash_between_parts_loses_nothing(folder: Path, fault: Fault) -> None:

@@ -7,6 +7,7 @@ And each rule of the run's order taken out: then the same matrix must notice it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,16 @@ from s3hashsync.run.uploads import Uploader
 from s3hashsync.stores.base import Index, ObjectStore, Outcome, Stored, Write
 from s3hashsync.stores.retrying import RetryingIndex, RetryingObjects, RetryPolicy
 from tests.faulty import CRASHES, Crash, Fault, FaultPlan, FaultyIndex, FaultyObjects, at, on
-from tests.harness import SLOW, House, Wrap, as_they_are
+from tests.harness import LEFT_OUT, SLOW, House, Wrap, as_they_are
 
 Form = dict[str, object]
 """How a house is made: fields of `House`."""
 
 PACKED: Form = {"encryption": True, "pack": PackSettings(below=1 << 20, size=1 << 20)}
-THOROUGH = bool(os.environ.get("S3HASHSYNC_SLOW"))
-LIVES = int(os.environ.get("S3HASHSYNC_LIVES", "12"))
+LIVES = [
+    (seed, seed >= 6 and "S3HASHSYNC_LIVES" not in os.environ) for seed in range(int(os.environ.get("S3HASHSYNC_LIVES", "12")))
+]
+"""Seeds, and whether each is for slow runs alone."""
 KILLS = int(os.environ.get("S3HASHSYNC_KILLS", "10"))
 ORIGINAL_TRANSACTION = State._transaction
 
@@ -59,9 +62,28 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> Form:
     return PACKED
 
 
-@pytest.fixture(params=["plain", "packed and encrypted"])
+PLAIN, SEALED = "plain", "packed and encrypted"
+
+
+@pytest.fixture(params=[PLAIN, SEALED])
 def form(request: pytest.FixtureRequest) -> Form:
-    return {} if request.param == "plain" else request.getfixturevalue("packed")
+    return {} if request.param == PLAIN else request.getfixturevalue("packed")
+
+
+def each_form(*axes: tuple[str, Mapping[str, object]], slow: Callable[..., bool]) -> pytest.MarkDecorator:
+    """Every combination of a form and the values of these axes. `slow` says which of them a quick run leaves out: each value of
+    an axis stays in it, with another form at least."""
+    names = ["form", *(name for name, _ in axes)]
+    tried = []
+    for form, *ids in itertools.product([PLAIN, SEALED], *(values for _, values in axes)):
+        values = [axis[id_] for id_, (_, axis) in zip(ids, axes, strict=True)]
+        marks = LEFT_OUT if slow(form, *values) else []
+        tried.append(pytest.param(form, *values, marks=marks, id="-".join([form, *ids])))
+    return pytest.mark.parametrize(names, tried, indirect=["form"])
+
+
+def faults(*kinds: Fault) -> tuple[str, Mapping[str, object]]:
+    return "fault", {kind.name: kind for kind in kinds}
 
 
 # The source, before and after
@@ -260,16 +282,22 @@ def assert_each_converges(folder: Path, fault: Fault, then: Callable[[House], No
             house.assert_logs_restorable()
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["first run", "later run"])
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.POWER_FAILURE, Fault.LOSE_ANSWER, Fault.PARTIAL])
+@each_form(
+    faults(Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.POWER_FAILURE, Fault.LOSE_ANSWER, Fault.PARTIAL),
+    ("fresh", {"first run": True, "later run": False}),
+    slow=lambda form, fault, fresh: form == SEALED and fresh and fault not in (Fault.CRASH_AFTER, Fault.POWER_FAILURE),
+)
 def test_the_run_after_a_crash_finds_what_is_missing_and_stores_nothing_twice(
     folder: Path, form: Form, fault: Fault, fresh: bool
 ) -> None:
     assert_each_converges(folder, fault, fresh=fresh, **form)
 
 
-@pytest.mark.parametrize("then", [revert, edit_again, touch], ids=["reverted", "edited again", "touched"])
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@each_form(
+    faults(Fault.CRASH_BEFORE, Fault.CRASH_AFTER),
+    ("then", {"reverted": revert, "edited again": edit_again, "touched": touch}),
+    slow=lambda form, fault, then: form == SEALED and fault is Fault.CRASH_BEFORE,
+)
 def test_the_disk_may_change_between_crash_and_next_run(
     folder: Path, form: Form, fault: Fault, then: Callable[[House], None]
 ) -> None:
@@ -298,13 +326,17 @@ def test_behind_the_retrying_stores_a_lost_answer_is_not_even_noticed(folder: Pa
 
 
 @pytest.mark.parametrize(
-    "fresh",
-    [pytest.param(True, marks=[SLOW, pytest.mark.slow], id="first run"), pytest.param(False, id="later run")],
+    ("fresh", "every"),
+    [
+        pytest.param(True, 1, marks=LEFT_OUT, id="first run"),
+        pytest.param(False, 1, marks=LEFT_OUT, id="later run"),
+        pytest.param(False, 4, id="later run, some"),
+    ],
 )
-def test_two_crashes_one_after_the_other(folder: Path, form: Form, fresh: bool) -> None:
-    """Every pair: the run that repairs dies, too, at each of its operations."""
+def test_two_crashes_one_after_the_other(folder: Path, form: Form, fresh: bool, every: int) -> None:
+    """Every pair: the run that repairs dies, too, at each of its operations. The first crash may be at every n-th alone."""
     kept = Kept(prepared(folder / "house", fresh=fresh, **form))
-    for first in range(1, count_operations(kept.again()) + 1, 3 if form and not THOROUGH else 1):
+    for first in range(1, count_operations(kept.again()) + 1, every):
         house = kept.again()
         run_under(house, FaultPlan([at(first, Fault.CRASH_AFTER)]))
         crashed, second, survived = Kept(house), 0, False
@@ -341,7 +373,10 @@ def assert_a_pack_is_taken_up(folder: Path, fault: Fault) -> None:
             assert_stored_once(house, plan.names())
 
 
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.POWER_FAILURE])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(Fault.CRASH_BEFORE, marks=LEFT_OUT), Fault.CRASH_AFTER, Fault.POWER_FAILURE],
+)
 def test_a_pack_is_remembered_until_all_of_it_is_named(folder: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_STEPS", 1)
     monkeypatch.setattr(batches, "PART_STEPS", 1)
@@ -416,7 +451,10 @@ def recovered(house: House) -> House:
     return house.again()
 
 
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@each_form(
+    faults(Fault.CRASH_BEFORE, Fault.CRASH_AFTER),
+    slow=lambda form, fault: form == SEALED and fault is Fault.CRASH_BEFORE,
+)
 def test_after_a_crash_the_state_may_be_lost(folder: Path, form: Form, fault: Fault) -> None:
     """Nothing is lost and all is found again. A segment that no head names yet needs `rebuild`; what was put
     but not named is put again."""
@@ -425,8 +463,11 @@ def test_after_a_crash_the_state_may_be_lost(folder: Path, form: Form, fault: Fa
         recovered(house).assert_converged(copies=2)
 
 
-@pytest.mark.parametrize("then", [revert, edit_again], ids=["reverted", "edited again"])
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@each_form(
+    faults(Fault.CRASH_BEFORE, Fault.CRASH_AFTER),
+    ("then", {"reverted": revert, "edited again": edit_again}),
+    slow=lambda form, fault, then: form == SEALED and fault is Fault.CRASH_BEFORE,
+)
 def test_a_lost_state_after_a_crash_may_cost_storage_and_nothing_else(
     folder: Path, form: Form, fault: Fault, then: Callable[[House], None]
 ) -> None:
@@ -438,7 +479,10 @@ def test_a_lost_state_after_a_crash_may_cost_storage_and_nothing_else(
         assert house.plan() == []
 
 
-@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@each_form(
+    faults(Fault.CRASH_BEFORE, Fault.CRASH_AFTER),
+    slow=lambda form, fault: form == SEALED and fault is Fault.CRASH_BEFORE,
+)
 def test_after_a_crash_the_state_may_be_an_older_copy(folder: Path, form: Form, fault: Fault) -> None:
     kept = Kept(prepared(folder / "house", fresh=False, **form))
     for number in range(1, count_operations(kept.again()) + 1):
@@ -657,7 +701,7 @@ def live(folder: Path, chance: random.Random, form: Form) -> House:
     return house.again(wrap=as_they_are)
 
 
-@pytest.mark.parametrize("seed", range(LIVES))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=LEFT_OUT if later else []) for seed, later in LIVES])
 def test_a_life_full_of_faults_ends_well(folder: Path, form: Form, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     chance = random.Random(seed)
     monkeypatch.setattr(batches, "BATCH_STEPS", chance.choice([1, 3, 7, 1000]))
@@ -762,6 +806,8 @@ def test_without_the_marks_of_packs_their_contents_are_stored_twice(
     assert noticed(folder, **packed)
 
 
+@SLOW
+@pytest.mark.slow
 def test_the_rules_themselves_are_not_noticed_with_packs_either(folder: Path, packed: Form) -> None:
     assert not noticed(folder, **packed)
 

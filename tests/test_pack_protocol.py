@@ -15,7 +15,7 @@ from s3hashsync.run.stored_packs import StoredPacks
 from tests.harness import SLOW
 from tests.protocol.explorer import Faults, Process
 from tests.protocol.packs import FIRST, OLD, A, B, Purging, constant_id, fresh_id, packs, purges, removes
-from tests.test_ledger import BUDGETS, Scenario, by_title, holds
+from tests.test_ledger import BUDGETS, WORLDS, Scenario, by_title, holds
 
 LIVE, TRASH, PURGING, GONE = RecordState.LIVE, RecordState.TRASH, RecordState.PURGING, RecordState.GONE
 OTHER = "cd" * 16
@@ -65,7 +65,7 @@ def scenarios(kind: type[StoredPacks] = StoredPacks, draw=fresh_id, rules: Purgi
 @by_title(scenarios())
 def test_no_interleaving_of_packs_loses_anything(scenario: Scenario) -> None:
     for faults in BUDGETS:
-        holds(scenario, faults, limit=10_000)
+        holds(scenario, faults, limit=5_000)
 
 
 @SLOW
@@ -73,14 +73,14 @@ def test_no_interleaving_of_packs_loses_anything(scenario: Scenario) -> None:
 @by_title(scenarios())
 @pytest.mark.parametrize("faults", [*BUDGETS, Faults(1, 1, 1)], ids=lambda f: f"{f.crashes}{f.lost}{f.delayed}")
 def test_packs_at_a_crash_a_lost_answer_and_a_delayed_request_at_once(scenario: Scenario, faults: Faults) -> None:
-    holds(scenario, faults, limit=600_000)
+    holds(scenario, faults, limit=WORLDS)
 
 
 def test_a_list_of_members_in_two_items_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_packs, "MEMBERS_IN_ITEM", 1)
     for scenario in scenarios()[:2]:
         for faults in BUDGETS:
-            holds(scenario, faults, limit=10_000)
+            holds(scenario, faults, limit=5_000)
 
 
 # Each rule of PACK taken out

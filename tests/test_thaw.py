@@ -19,6 +19,7 @@ from s3hashsync.codec.age import X25519Identity
 from s3hashsync.stores.aws import connect
 from tests import servers
 from tests.aws_places import settings
+from tests.harness import LEFT_OUT
 from tests.program import Program
 
 CONFIG = """\
@@ -61,7 +62,7 @@ def endpoint() -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize(("pack", "sealed"), [("off", False), (PACKS, False), (PACKS, True)])
+@pytest.mark.parametrize(("pack", "sealed"), [("off", False), pytest.param(PACKS, False, marks=LEFT_OUT), (PACKS, True)])
 def test_archived_files_wait_are_named_and_come_after_the_thaw(tmp_path: Path, endpoint: str, pack: str, sealed: bool) -> None:
     program, place = Program(tmp_path), f"cold-{secrets.token_hex(4)}"
     (program.docs / "empty").write_text("")
