@@ -409,9 +409,10 @@ def with_cleaning(clean: Process, sweep: Process) -> list[Scenario]:
     ]
 
 
-def test_the_scenarios_of_cleaning_hold() -> None:
+@limits(FIRST, WORLDS)
+def test_the_scenarios_of_cleaning_hold(limit: int) -> None:
     for scenario in with_cleaning(cleans(), sweeps()):
-        holds(scenario, Faults(1, 0, 1), limit=20_000)
+        holds(scenario, Faults(1, 0, 1), limit)
 
 
 @pytest.mark.parametrize("rule", ["purging", "pinned", "tombstone"])

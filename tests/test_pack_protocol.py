@@ -196,8 +196,11 @@ def test_purging_a_pack_needs_all_items_of_its_list(monkeypatch: pytest.MonkeyPa
     caught_by_any(scenarios(rules=Purging(all_items=False)), "bytes that are deleted")
 
 
+@SLOW
+@pytest.mark.slow
 def test_a_member_that_is_live_or_trash_elsewhere_may_stay_as_it_is() -> None:
-    """Whoever packs does not name such a content from its pack: its rev need not move, which saves the writes."""
+    """Of two protocols that hold, the other one. Whoever packs does not name such a content from its pack: its rev need not move,
+    which saves the writes."""
     for scenario in scenarios(rules=Purging(fenced=ALL - {LIVE, TRASH})):
         for faults in TRIED:
             holds(scenario, faults, limit=SEEN)
