@@ -30,7 +30,7 @@ test: $(STAMP)  ## the tests that need nothing but Python
 integration: $(STAMP)  ## the tests against versitygw and DynamoDB Local, which it installs once, and the slow ones
 	$(BIN)/python tests/install_servers.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration -m integration
-	S3HASHSYNC_SLOW=1 $(BIN)/python -m pytest tests -m slow -n auto --dist worksteal
+	S3HASHSYNC_SLOW=1 $(BIN)/python -m pytest tests -m 'slow or stock_tools' -n auto --dist worksteal
 
 check: $(STAMP)  ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .

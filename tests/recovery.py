@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.install_servers import tools_folder
 from tests.program import Program
+
+# What this machine does not have `make integration` has installed.
+os.environ["PATH"] = f"{os.environ['PATH']}:{tools_folder()}"
 
 ROOT = Path(__file__).resolve().parents[1]
 COREUTILS = [

@@ -32,7 +32,7 @@ from tests.recovery import (
     stock_path,
 )
 
-pytestmark = needs_tools
+pytestmark = [needs_tools, pytest.mark.stock_tools]
 
 
 def forms(*wanted: Form) -> pytest.MarkDecorator:

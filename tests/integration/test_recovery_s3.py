@@ -1,5 +1,4 @@
-"""Recovery without the program from a bucket, with `aws` and the other stock tools; and, with the tools installed here, from a
-folder.
+"""Recovery without the program from a bucket, with `aws` and the other stock tools.
 
 In both kinds of bucket: one that keeps versions, one that does not.
 """
@@ -20,9 +19,6 @@ from tests.aws_places import settings
 from tests.program import Program
 from tests.recovery import FORMS, ROOT, Form, back_up, encryption_of, picture, run, script_of, stock_path
 from tests.servers import ACCESS_KEY, REGION, SECRET_KEY
-from tests.test_recovery import kept, made, test_the_kit_restores_everything, test_the_page_restores_everything_as_printed
-
-__all__ = ["kept", "made", "test_the_kit_restores_everything", "test_the_page_restores_everything_as_printed"]
 
 CONFIG = """\
 version: 1
