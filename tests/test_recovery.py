@@ -330,6 +330,32 @@ def test_the_segment_before_is_no_path_to_elsewhere(kept: Kept, tmp_path: Path) 
     assert b"cannot be one" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
 
 
+@plain
+def test_a_log_that_goes_in_a_circle_is_left(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    last = kept.segments()[-1]
+    lines = opened_lines(kept, last)
+    header = json.loads(lines[0]) | {"kind": "changes", "previous": f"runs/docs/{last.name}"}
+    written(kept, copy / "runs" / "docs" / last.name, [json.dumps(header).encode() + b"\n", *lines[1:]])
+    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
+    assert b"does not belong to the log of docs" in done.stderr
+    assert b"in a circle" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
+
+
+@encrypted
+def test_a_stray_file_beside_the_keys_is_none(kept: Kept, tmp_path: Path) -> None:
+    kept.kit()
+    copy = changed_copy(kept, tmp_path)
+    for name in ("copy.age", "1 (2).age"):
+        (copy / "keys" / name).write_text("not a key")
+    kept.script("restore-source.sh", *kept.options, "docs", str(tmp_path / "kit"), REPOSITORY=str(copy))
+    assert picture(tmp_path / "kit") == picture(kept.docs)
+    done = page(kept, tmp_path / "page", REPOSITORY=str(copy))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert picture(tmp_path / "page") == picture(kept.docs)
+
+
 # Names on a terminal
 
 ODD = '\x1b]0;title\x07 \x9b31m \u202egnp \u2028 \x7f \xa0 \U000e0041 ü 😀 \\ "\n'

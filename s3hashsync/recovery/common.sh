@@ -122,9 +122,7 @@ open_keys() {
     cp -R "$HERE/keys/." "$WORK/keys"
   fi
   for key in "$WORK"/keys/*.age; do
-    case ${key##*/} in
-      *.*.age | '*.age') continue ;;
-    esac
+    [[ ${key##*/} =~ ^[0-9]+\.age$ ]] || continue
     if [ -n "$IDENTITY" ]; then
       age -d -i "$IDENTITY" "$key" || die "$IDENTITY does not open keys/${key##*/}"
     else
