@@ -8,7 +8,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,3 +272,17 @@ def test_rebuild_leaves_another_programs_database_alone(tmp_path: Path) -> None:
     before = path.read_bytes()
     assert "not an index" in program("rebuild", "--index", "--yes", code=1).stderr
     assert path.read_bytes() == before
+
+
+def test_many_may_make_and_open_it_at_once(folder: Path) -> None:
+    """SQLite does not wait where another connection is just changing the journal's mode; and a log may go between two looks."""
+    for turn in range(60):
+        path = str(folder / str(turn) / "index.db")
+        together = threading.Barrier(4)
+
+        def opened(_: int, path: str = path, together: threading.Barrier = together) -> None:
+            together.wait()
+            SqliteIndex(path, create=True).close()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(opened, range(4)))

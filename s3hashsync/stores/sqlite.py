@@ -13,6 +13,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -103,8 +104,8 @@ class SqliteIndex:
     def _ways(self) -> Iterator[tuple[str, bool]]:
         """Parameters of the URI, and whether the process has the file to itself: then SQLite needs no shared memory, which takes
         room on the disk."""
-        # Without a log beside it the file is whole.
-        whole = not any(os.path.exists(f"{self.path}{end}") and os.path.getsize(f"{self.path}{end}") for end in LOGS)
+        # Without a log beside it the file is whole. Another process may be taking it away at this moment.
+        whole = not any(_size(f"{self.path}{end}") for end in LOGS)
         if not self.read_only:
             yield "mode=rw", False
             yield "mode=rw", True
@@ -136,8 +137,7 @@ class SqliteIndex:
         """Once it is known that the file is ours."""
         if self.read_only:
             return
-        wanted = "DELETE" if self.remote else "WAL"
-        (mode,) = self._db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
+        mode = self._switched("DELETE" if self.remote else "WAL")
         # With a rollback journal FULL does not sync the folder after a commit: a power failure could take
         # it back.
         self._db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
@@ -145,6 +145,19 @@ class SqliteIndex:
         self._db.execute("PRAGMA wal_autocheckpoint = 12000")
         self._db.execute("PRAGMA cache_size = -8192")
         self._db.execute("PRAGMA trusted_schema = OFF")
+
+    def _switched(self, wanted: str) -> str:
+        """The journal mode after asking for this one. Where another process is just doing the same, SQLite does not wait by
+        itself, as it does everywhere else."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                (mode,) = self._db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
+                return str(mode)
+            except sqlite3.OperationalError as error:
+                if _primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     def _check_format(self, *, create: bool) -> None:
         if create:
@@ -384,6 +397,14 @@ class SqliteIndex:
                 self._packs.clear()
             self._packs[pack, version] = number
         return number
+
+
+def _size(path: str) -> int:
+    """Bytes; none where there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _sorted_out(keys: Iterable[str]) -> tuple[list[bytes], list[tuple[bytes, str]], list[str]]:
