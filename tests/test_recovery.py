@@ -313,34 +313,39 @@ def test_what_has_no_segments_name_is_not_the_newest_one(kept: Kept, tmp_path: P
     assert b"there are no run logs of a source docs" in done.stderr
 
 
+def naming_before(kept: Kept, copy: Path, name: str) -> None:
+    """The newest segment says that this one comes before it."""
+    last = kept.segments()[-1]
+    lines = opened_lines(kept, last)
+    header = json.loads(lines[0]) | {"kind": "changes", "previous": f"runs/docs/{name}"}
+    written(kept, copy / "runs" / "docs" / last.name, [json.dumps(header).encode() + b"\n", *lines[1:]])
+
+
+def assert_left(kept: Kept, copy: Path, back: Path, said: bytes) -> None:
+    """The kit stops there, and so does the page."""
+    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
+    assert b"does not belong to the log of docs" in done.stderr
+    assert said in page(kept, back, REPOSITORY=str(copy)).stderr
+
+
 @plain
 def test_the_segment_before_is_no_path_to_elsewhere(kept: Kept, tmp_path: Path) -> None:
     """What is opened is written beside the others, under the name that a log says."""
     kept.kit()
     copy = changed_copy(kept, tmp_path)
-    *_, before, last = kept.segments()
+    before = kept.segments()[-2]
     (copy / "runs" / "docs" / "!" / "up").mkdir(parents=True)
-    stray = copy / "runs" / "docs" / "!" / before.name
-    shutil.copy(before, stray)
-    lines = opened_lines(kept, last)
-    header = json.loads(lines[0]) | {"previous": f"runs/docs/!/up/../{before.name}"}
-    written(kept, copy / "runs" / "docs" / last.name, [json.dumps(header).encode() + b"\n", *lines[1:]])
-    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
-    assert b"does not belong to the log of docs" in done.stderr
-    assert b"cannot be one" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
+    shutil.copy(before, copy / "runs" / "docs" / "!" / before.name)
+    naming_before(kept, copy, f"!/up/../{before.name}")
+    assert_left(kept, copy, tmp_path / "page", b"cannot be one")
 
 
 @plain
 def test_a_log_that_goes_in_a_circle_is_left(kept: Kept, tmp_path: Path) -> None:
     kept.kit()
     copy = changed_copy(kept, tmp_path)
-    last = kept.segments()[-1]
-    lines = opened_lines(kept, last)
-    header = json.loads(lines[0]) | {"kind": "changes", "previous": f"runs/docs/{last.name}"}
-    written(kept, copy / "runs" / "docs" / last.name, [json.dumps(header).encode() + b"\n", *lines[1:]])
-    done = kept.script("list-source.sh", "docs", REPOSITORY=str(copy), code=1)
-    assert b"does not belong to the log of docs" in done.stderr
-    assert b"in a circle" in page(kept, tmp_path / "page", REPOSITORY=str(copy)).stderr
+    naming_before(kept, copy, kept.segments()[-1].name)
+    assert_left(kept, copy, tmp_path / "page", b"in a circle")
 
 
 @encrypted
