@@ -51,7 +51,8 @@ class StoredPacks:
         ready = self._ready.pop(hash_, None)
         if ready is None or ready.expects != rev:
             return None
-        self._ports.tally.adopted += ready.pack.adopted
+        with self._ports.tally.lock:
+            self._ports.tally.adopted += ready.pack.adopted
         return ready.pack.supply(ready.place)
 
     def put(self, pack: Pack) -> None:
@@ -90,8 +91,9 @@ class StoredPacks:
             (outcome,) = self._index.write([Write(item, None)])
             if not outcome.written:
                 raise Corrupt(f"the index has an item {item.key} already", "is this machine's source of randomness broken?")
-            self._ports.tally.index_writes += 1
-            self._ports.tally.index_units += self._index.write_units(item)
+            with self._ports.tally.lock:
+                self._ports.tally.index_writes += 1
+                self._ports.tally.index_units += self._index.write_units(item)
 
     def _look_for_left(self) -> None:
         """What a dead process had put into packs and may not have named. A pack counts when it is whole: its checksum was written

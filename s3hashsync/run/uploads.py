@@ -105,8 +105,6 @@ class Uploader:
         self._objects.barrier()
         return out
 
-    # Objects
-
     def _adopt(self, earlier: OpenAttempt) -> Supply | None:
         """What an earlier process stored under this attempt, read back before it is believed: after a power failure a file may
         be there with holes. What lies in an archive class, or is encrypted to somebody else, cannot be read, but was checked by
@@ -117,7 +115,8 @@ class Uploader:
         candidate = self.candidates[earlier.hash][0]
         if not self._keys.encrypted and not self._is_content(earlier.hash, found, candidate):
             return None
-        self.tally.adopted += 1
+        with self.tally.lock:
+            self.tally.adopted += 1
         # It may have come in parts, by a process that died before it dropped the seal.
         self._settings.seals.drop(earlier.id)
         return self._supply(found, candidate)
